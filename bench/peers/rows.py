@@ -1,0 +1,122 @@
+"""What is measured: shapes in families, and who takes part in each."""
+
+from dataclasses import dataclass
+
+FAMILIES = ("forward", "short", "backward", "decode", "math", "threads")
+BOTH = (False, True)
+DTYPES = ("f32", "bf16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape: q [batch, heads, queries, head_dim] on k, v [batch, kv_heads, keys, head_dim]."""
+
+    family: str
+    kind: str  # "forward", "backward" (forward and backward together) or "decode"
+    dtype: str
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    queries: int
+    keys: int
+    causal: bool = False
+
+    @property
+    def flops(self):
+        """4·H·N·M·D, half of it if causal, 3.5 times as much with the backward pass."""
+        forward = 4 * self.batch * self.heads * self.queries * self.keys * self.head_dim
+        return forward * (0.5 if self.causal else 1) * (3.5 if self.kind == "backward" else 1)
+
+    @property
+    def bytes(self):
+        """K and V, which decoding has to read once."""
+        return 2 * self.batch * self.kv_heads * self.keys * self.head_dim * (4 if self.dtype == "f32" else 2)
+
+    def __str__(self):
+        length = f"{self.queries}x{self.keys}" if self.queries != self.keys else str(self.keys)
+        heads = str(self.heads) if self.heads == self.kv_heads else f"{self.heads}/{self.kv_heads}"
+        mask = "causal" if self.causal else "full"
+        kind = self.kind if self.kind == self.family else f"{self.family} {self.kind}"
+        return f"{kind} {self.dtype} {self.batch}x{heads} heads, D {self.head_dim}, {length} {mask}"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A peer with the settings it runs under; `label` names it in the record."""
+
+    label: str
+    peer: str
+    threads: int
+    math: bool = False
+
+
+def square(family, kind, dtype, head_dim, length, causal, batch=1, heads=8):
+    """A row with as many queries as keys and as many key/value heads as query heads."""
+    return Row(family, kind, dtype, batch, heads, heads, head_dim, length, length, causal)
+
+
+def forward(quick):
+    """The plain forward pass."""
+    lengths, dims = ((128,), (64,)) if quick else ((512, 1024, 4096), (64, 128))
+    return [
+        square("forward", "forward", t, d, n, c)
+        for t in DTYPES for d in dims for n in lengths for c in BOTH
+    ]  # fmt: skip
+
+
+def short(quick):
+    """Short sequences, few and many at a time."""
+    lengths, batches = ((16, 17), (1,)) if quick else ((16, 32, 64, 128, 256), (1, 8))
+    return [
+        square("short", "forward", t, 64, n, c, batch=b)
+        for t in DTYPES for b in batches for n in lengths for c in BOTH
+    ]  # fmt: skip
+
+
+def backward(quick):
+    """Forward and backward together."""
+    lengths, dims = ((64,), (64,)) if quick else ((1024, 4096), (64, 128))
+    return [
+        square("backward", "backward", t, d, n, c)
+        for t in DTYPES for d in dims for n in lengths for c in BOTH
+    ]  # fmt: skip
+
+
+def decode(quick):
+    """One query on a long cache, with and without shared key/value heads."""
+    keys = 512 if quick else 32768
+    return [Row("decode", "decode", t, 1, h, 8, 128, 1, keys) for t in DTYPES for h in (32, 8)]
+
+
+def math(quick):
+    """Every power of two, against the path that stores the scores: fused must never be slower."""
+    powers = range(0, 8, 3) if quick else range(15)
+    return [square("math", "forward", "f32", 64, 2**p, False, heads=8 if p <= 12 else 1) for p in powers]
+
+
+def threads(quick):
+    """Regard alone, on one thread and on all."""
+    lengths = (64,) if quick else (1024, 4096)
+    return [square("threads", k, "f32", 64, n, c) for k in ("forward", "backward") for n in lengths for c in BOTH]
+
+
+def rows(families, quick):
+    """The rows of these families, in the order of FAMILIES."""
+    makers = dict(zip(FAMILIES, (forward, short, backward, decode, math, threads)))
+    return [row for name in FAMILIES if name in families for row in makers[name](quick)]
+
+
+def contenders(row, peers, count):
+    """Who is measured in a row, in the order of their turns."""
+    regard = Contender("regard", "regard", count)
+    if row.family == "threads":
+        return [regard, Contender("regard_one_thread", "regard", 1)]
+    if row.family == "math":
+        return [regard] + [Contender("torch_math", "torch", count, math=True)] * ("torch" in peers)
+    return [regard] + [Contender(name, name, count) for name in peers if name == "torch" or few(row)]
+
+
+def few(row):
+    """The rows of Candle and Burn: f32 forward, 8 heads of 64, longer than 512."""
+    return row.family == "forward" and row.dtype == "f32" and row.head_dim == 64 and row.keys != 512

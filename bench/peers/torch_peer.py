@@ -1,0 +1,221 @@
+"""Measures Regard and its peers in turns, on the same shapes and the same inputs.
+
+    python bench/peers/torch_peer.py --output bench/records/peers.json
+    python bench/peers/torch_peer.py --quick                              # everything once, on small shapes
+    python bench/peers/torch_peer.py --rows forward,decode --peers torch,candle,burn --output …
+
+Before a row is timed, every output is compared with PyTorch's attention in float64. See README.md beside this file.
+"""
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import record as records
+from peers import ChildPeer, TorchPeer, build, sdpa
+from rows import FAMILIES, contenders, rows
+
+PEERS = ("torch", "candle", "burn")
+TYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}  # of the relative error in the 2-norm
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # malloc asks for transparent huge pages, here and in the children
+SHORTEST = 0.02  # seconds that one turn lasts at least: below that, calls are repeated
+
+
+def main():
+    """Runs the families that were asked for and writes the record after each row."""
+    arguments = parse()
+    if arguments.huge_pages and HUGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # the C library reads it once, when a program starts
+    record = records.header(arguments, arguments.rows)
+    with tempfile.TemporaryDirectory() as folder:
+        peers = start(arguments, Path(folder))
+        try:
+            measure_all(arguments, peers, record, Path(folder))
+        finally:
+            for peer in peers.values():
+                if isinstance(peer, ChildPeer):
+                    peer.close()
+    print(records.table(record))
+    return 1 if any("failed" in row for row in record["rows"]) else 0
+
+
+def parse():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=names(FAMILIES), default=list(FAMILIES), help="default: " + ",".join(FAMILIES))
+    parser.add_argument("--peers", type=names(PEERS), default=["torch"], help="any of " + ",".join(PEERS))
+    parser.add_argument("--quick", action="store_true", help="small shapes, to see that everything runs")
+    parser.add_argument("--runs", type=at_least(1), help="counted runs (7; quick: 2)")
+    parser.add_argument("--warmups", type=at_least(0), help="uncounted runs before them (2; quick: 1)")
+    parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--pause", type=float, default=0.03, help="seconds of rest between turns (0.03)")
+    parser.add_argument("--huge-pages", action="store_true", help="for everybody's memory (Linux with glibc)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="the record (JSON); without it there is only the table")
+    arguments = parser.parse_args()
+    arguments.runs = arguments.runs or (2 if arguments.quick else 7)
+    if arguments.warmups is None:
+        arguments.warmups = 1 if arguments.quick else 2
+    return arguments
+
+
+def names(allowed):
+    """A parser of comma-separated words out of `allowed`."""
+
+    def parse_names(text):
+        chosen = text.split(",")
+        for name in chosen:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(allowed)}")
+        return chosen
+
+    return parse_names
+
+
+def at_least(lowest):
+    """A parser of whole numbers from `lowest`."""
+
+    def parse_count(text):
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {lowest} up")
+        return int(text)
+
+    return parse_count
+
+
+def start(arguments, folder):
+    """Builds and starts everyone, by name."""
+    peers = {"torch": TorchPeer()}
+    for name in ["regard"] + [name for name in arguments.peers if name != "torch"]:
+        say(f"building {name}")
+        peers[name] = ChildPeer(build(name), arguments.threads, folder)
+    return peers
+
+
+def measure_all(arguments, peers, record, folder):
+    """Every row in turn; the ceilings are read again before each family."""
+    record["software"]["level"] = peers["regard"].ask(op="hello")["level"]
+    family = None
+    for row in rows(arguments.rows, arguments.quick):
+        if row.family != family:
+            family = row.family
+            ceilings = peers["regard"].ask(op="ceilings", threads=arguments.threads)
+            record["ceilings"].append({"before": family} | ceilings)
+        say(str(row))
+        record["rows"].append(described(row, arguments) | attempt(row, arguments, peers, ceilings, folder))
+        if arguments.output:
+            records.save(record, arguments.output)
+
+
+def described(row, arguments):
+    """The row's own fields."""
+    return {"name": str(row)} | asdict(row) | {"flops": row.flops, "bytes": row.bytes}
+
+
+def attempt(row, arguments, peers, ceilings, folder):
+    """The row's results, or why there are none."""
+    try:
+        return measured(row, arguments, peers, ceilings, folder)
+    except (RuntimeError, AssertionError, OSError) as error:
+        say(f"  failed: {error}")
+        return {"failed": str(error)}
+
+
+def measured(row, arguments, peers, ceilings, folder):
+    """Loads, compares, then times a row."""
+    running = contenders(row, arguments.peers, arguments.threads)
+    path = folder / "inputs.safetensors"
+    save_file(inputs(row, arguments.seed), path)
+    for name in dict.fromkeys(c.peer for c in running):
+        peers[name].load(path)
+    errors = compared(row, running, peers, path, arguments.threads)
+    repeat = repeats(row, running, peers)
+    seconds = interleaved(row, running, peers, repeat, arguments)
+    results = {c.label: records.summary(row, seconds[c.label], ceilings) | {"error": errors[c.label]} for c in running}
+    mine = results["regard"]["median_s"]
+    faster = {label: result["median_s"] / mine for label, result in results.items() if label != "regard"}
+    return {"repeat": repeat, "results": results, "times_faster": faster}
+
+
+def inputs(row, seed):
+    """Normal q, k, v and do; about one query and one key in sixteen is three times as long, for a few large logits."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(heads, length, peaked):
+        x = torch.randn(row.batch, heads, length, row.head_dim, generator=generator)
+        long = torch.rand(row.batch, heads, length, 1, generator=generator) < 1 / 16
+        return (torch.where(long, 3 * x, x) if peaked else x).to(TYPES[row.dtype])
+
+    tensors = {"q": normal(row.heads, row.queries, True), "k": normal(row.kv_heads, row.keys, True)}
+    tensors["v"] = normal(row.kv_heads, row.keys, False)
+    return tensors | ({"do": normal(row.heads, row.queries, False)} if row.kind == "backward" else {})
+
+
+def compared(row, running, peers, path, threads):
+    """Runs everyone once and returns their errors; a large one is an exception."""
+    expected = reference(row, path, threads)
+    errors = {}
+    for contender in running:
+        peers[contender.peer].run(row, contender, 1)
+        outputs = peers[contender.peer].outputs()
+        errors[contender.label] = {name: error(outputs[name], x) for name, x in expected.items()}
+        for name, e in errors[contender.label].items():
+            if not e["rel_l2"] <= TOLERANCE[row.dtype]:
+                raise AssertionError(f"{contender.label}: {name} is off by {e['rel_l2']:.1e}")
+    return errors
+
+
+def reference(row, path, threads):
+    """PyTorch's results in float64 on the same, already rounded inputs."""
+    torch.set_num_threads(threads)
+    x = {name: tensor.double() for name, tensor in load_file(path).items()}
+    if row.kind != "backward":
+        with torch.no_grad():
+            return {"o": sdpa(x, row)}
+    leaves = [x[name].requires_grad_() for name in "qkv"]
+    o = sdpa(x, row)
+    return {"o": o.detach()} | dict(zip(("dq", "dk", "dv"), torch.autograd.grad(o, leaves, x["do"])))
+
+
+def error(x, expected):
+    """Largest absolute and relative 2-norm error."""
+    difference = x.double() - expected
+    relative = difference.norm() / expected.norm()
+    return {"max_abs": difference.abs().max().item(), "rel_l2": relative.item()}
+
+
+def repeats(row, running, peers):
+    """Calls in one turn: enough for the fastest to be timed well, not so many that the slowest takes a second."""
+    once = [peers[c.peer].run(row, c, 1) for c in running]
+    return max(1, min(math.ceil(SHORTEST / min(once)), math.floor(1 / max(once))))
+
+
+def interleaved(row, running, peers, repeat, arguments):
+    """Seconds per call, A B A B …; the rest between turns lets the threads of the last one fall asleep."""
+    seconds = {c.label: [] for c in running}
+    for turn in range(arguments.warmups + arguments.runs):
+        for c in running:
+            time.sleep(arguments.pause)
+            taken = peers[c.peer].run(row, c, repeat)
+            if turn >= arguments.warmups:
+                seconds[c.label].append(taken)
+    return seconds
+
+
+def say(text):
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

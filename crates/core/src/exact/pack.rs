@@ -1,0 +1,134 @@
+//! Working forms: rows of K and V where the kernel can read them, queries transposed into panels.
+
+use super::dropout::Mask;
+use super::plan::{KeyList, Keys};
+use crate::Problem;
+use crate::sight::Scope;
+use crate::simd::Lanes;
+use crate::view::View;
+use std::ops::Range;
+
+/// Where rows are read along the lanes they start at a cache line; where they are broadcast it does not matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    Broadcast,
+    Lanes,
+}
+
+/// Rows of f32 and the distance between them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// The rows of a block of keys: where they stand if they can be used there, else copied to `scratch`, padded with zeros
+/// to whole registers and to `rows` rows.
+#[inline(always)]
+pub(super) fn key_rows<'a, S: Lanes>(
+    s: S,
+    view: &View<'a>,
+    [b, g]: [usize; 2],
+    keys: KeyList<'_>,
+    (rows, purpose): (usize, Use),
+    scratch: &'a mut [f32],
+) -> Matrix<'a> {
+    let width = view.shape()[3];
+    let count = keys.list.len();
+    if let Keys::Run(run) = keys.list
+        && rows == count
+        && let Some((data, stride)) = view.rows(b, g, run.clone())
+        && (purpose == Use::Broadcast || stands_on_lines(data, [width, stride], S::N))
+    {
+        return Matrix { data, stride };
+    }
+    let stride = width.next_multiple_of(S::N);
+    for (i, row) in scratch[..rows * stride].chunks_mut(stride).enumerate() {
+        row[if i < count { width } else { 0 }..].fill(0.0);
+        if i < count {
+            view.widen_row(s, [b, g, keys.plan.row(keys.list, i)], row);
+        }
+    }
+    Matrix { data: &scratch[..rows * stride], stride }
+}
+
+/// Whether rows consist of whole registers that start at multiples of their size.
+fn stands_on_lines(data: &[f32], [width, stride]: [usize; 2], lanes: usize) -> bool {
+    let start = data.as_ptr().addr() / size_of::<f32>();
+    [width, stride, start].into_iter().all(|x| x.is_multiple_of(lanes))
+}
+
+/// Writes rows `rows` of head `h` to `into` as f32, `width` padded with zeros to whole registers, and zero rows up to
+/// `panel` rows.
+#[inline(always)]
+pub(super) fn stage_rows<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], rows: Range<usize>, into: &mut [f32]) {
+    let width = view.shape()[3];
+    let stride = width.next_multiple_of(S::N);
+    let mut staged = into.chunks_mut(stride);
+    for (row, to) in rows.zip(&mut staged) {
+        view.widen_row(s, [b, h, row], to);
+        to[width..].fill(0.0);
+    }
+    staged.for_each(|rest| rest.fill(0.0));
+}
+
+/// Transposes `2·N` staged rows of `width` into a panel `[width][2·N]`, multiplied by `factor`.
+#[inline(always)]
+pub(super) fn transpose_panel<S: Lanes>(s: S, staged: &[f32], width: usize, into: &mut [f32], factor: f32) {
+    let stride = width.next_multiple_of(S::N);
+    for half in 0..2 {
+        for column in (0..width).step_by(S::N) {
+            let from = &staged[half * S::N * stride + column..];
+            s.transpose(from, stride, &mut into[column * 2 * S::N + half * S::N..], 2 * S::N, factor);
+        }
+    }
+}
+
+/// Positions and dropout hashes of a panel of queries; lanes beyond `rows` repeat the last one.
+pub(super) fn describe_panel(
+    scope: &Scope<'_>,
+    (h, dropout): (usize, Option<Mask>),
+    rows: Range<usize>,
+    positions: &mut [i32],
+    hashes: &mut [i32],
+) {
+    for (lane, position) in positions.iter_mut().enumerate() {
+        let row = (rows.start + lane).min(rows.end - 1);
+        *position = scope.query_position(row);
+        if let Some(mask) = dropout {
+            hashes[lane] = mask.row(scope.sequence, h, row - scope.queries.start);
+        }
+    }
+}
+
+/// Fills a panel's table `[key][2·N]` with the dense bias in units of log2, -inf where the dense mask hides.
+#[inline(always)]
+pub(super) fn fill_dense<S: Lanes>(
+    s: S,
+    problem: &Problem<'_>,
+    [b, h]: [usize; 2],
+    (queries, keys): (Range<usize>, &[usize]),
+    (square, into): (&mut [f32], &mut [f32]),
+) {
+    let panel = 2 * S::N;
+    for first_key in (0..keys.len()).step_by(S::N) {
+        let keys = &keys[first_key..keys.len().min(first_key + S::N)];
+        for half in 0..2 {
+            for (lane, to) in square[..S::N * S::N].chunks_mut(S::N).enumerate() {
+                let row = (queries.start + half * S::N + lane).min(queries.end - 1);
+                dense_row(problem, [b, h, row], keys, to);
+            }
+            s.transpose(square, S::N, &mut into[first_key * panel + half * S::N..], panel, std::f32::consts::LOG2_E);
+        }
+    }
+}
+
+fn dense_row(problem: &Problem<'_>, [b, h, n]: [usize; 3], keys: &[usize], to: &mut [f32]) {
+    to.fill(f32::NEG_INFINITY);
+    for (x, &key) in to.iter_mut().zip(keys) {
+        if problem.dense_mask().is_none_or(|mask| mask.at([b, h, n, key]) != 0) {
+            *x = problem.bias().map_or(0.0, |bias| bias.at([b, h, n, key]));
+        }
+    }
+}
+

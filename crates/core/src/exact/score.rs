@@ -1,0 +1,191 @@
+//! Logits of one register tile: `R` keys by two registers of queries, in units of log2.
+//!
+//! In the plain variants the accumulator starts at `-m` (the running maximum, or the log-sum-exp in the backward pass)
+//! plus the key's bias, and `scale·log2 e` is folded into Q, so the tile comes out ready for `exp2`. Soft-cap, ALiBi and
+//! dense biases come after the product.
+
+use super::dropout::Mask;
+use super::plan::Facts;
+use crate::Problem;
+use crate::simd::{Lanes, Rows, product};
+use std::f32::consts::LOG2_E;
+
+/// Which parts of a score a loop is compiled with.
+pub(super) trait Variant {
+    /// Keys are hidden from single lanes.
+    const MASKED: bool;
+    /// Keys have biases.
+    const BIASED: bool;
+    /// Soft-cap, ALiBi, dense bias or mask, dropout: whatever the problem has.
+    const RICH: bool;
+}
+
+macro_rules! variants {
+    ($($name:ident: $masked:literal $biased:literal $rich:literal;)+) => {
+        $(pub(super) struct $name;
+        impl Variant for $name {
+            const MASKED: bool = $masked;
+            const BIASED: bool = $biased;
+            const RICH: bool = $rich;
+        })+
+    };
+}
+
+variants! {
+    Plain: false false false;
+    Masked: true false false;
+    Biased: false true false;
+    MaskedBiased: true true false;
+    Rich: true true true;
+}
+
+/// The parts of a score that are the same for all tiles of a query head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extras {
+    /// Some key has a bias.
+    pub(super) biased: bool,
+    /// Anything that needs [`Rich`].
+    pub(super) rich: bool,
+    /// `(1/cap, cap·log2 e)`.
+    softcap: Option<(f32, f32)>,
+    /// ALiBi's slope in units of log2; 0 without.
+    slope: f32,
+    /// A dense bias or mask fills the panel's table.
+    pub(super) dense: bool,
+    /// See [`Mask`].
+    pub(super) dropout: Option<Mask>,
+}
+
+impl Extras {
+    pub(super) fn new(problem: &Problem<'_>, h: usize) -> Self {
+        let dense = problem.bias().is_some() || problem.dense_mask().is_some();
+        let softcap = problem.softcap().map(|cap| (1.0 / cap, cap * LOG2_E));
+        let dropout = problem.dropout().map(Mask::new);
+        Extras {
+            biased: problem.key_bias(0, 0).is_some(),
+            rich: dense || softcap.is_some() || dropout.is_some() || problem.has_alibi(),
+            softcap,
+            slope: problem.slope(h),
+            dense,
+            dropout,
+        }
+    }
+
+    /// The factor folded into Q.
+    pub(super) fn query_factor(&self, problem: &Problem<'_>) -> f32 {
+        if self.softcap.is_some() { problem.scale() } else { problem.scale() * LOG2_E }
+    }
+}
+
+/// One panel of queries against one block of keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Meeting<'a> {
+    /// Rows of K, from the block's first key.
+    pub(super) k: Rows<'a>,
+    /// Transposed queries `[Dk][2·N]`, scaled.
+    pub(super) qt: &'a [f32],
+    /// Width of q and k.
+    pub(super) dk: usize,
+    /// What is known of the keys.
+    pub(super) facts: &'a Facts,
+    /// Position of each query of the panel, `[2·N]`.
+    pub(super) positions: &'a [i32],
+    /// Dropout's hash of each query, `[2·N]`; empty without dropout.
+    pub(super) hashes: &'a [i32],
+    /// Dense bias in units of log2, `[key][2·N]`, -inf where masked; empty without.
+    pub(super) dense: &'a [f32],
+    /// What all tiles share.
+    pub(super) extras: &'a Extras,
+    /// Row of the first key of the sequence: dropout counts keys from there.
+    pub(super) origin: usize,
+}
+
+/// A tile of values: `R` keys by two registers of queries.
+pub(super) type Tile<S, const R: usize> = [[<S as Lanes>::F; 2]; R];
+
+impl Meeting<'_> {
+    /// `s·log2 e + offset` of the keys of one tile; with a soft-cap also `1 - tanh²`, the slope of the cap.
+    #[inline(always)]
+    pub(super) fn logits<S: Lanes, const R: usize, V: Variant>(
+        &self,
+        s: S,
+        tile: usize,
+        offset: [S::F; 2],
+    ) -> (Tile<S, R>, Option<Tile<S, R>>) {
+        let key = tile * R;
+        let k = Rows::new(&self.k.data[key * self.k.row..], self.k.row, 1);
+        let qt = Rows::new(self.qt, 0, 2 * S::N);
+        if !V::RICH {
+            let mut start = [offset; R];
+            if V::BIASED {
+                for (row, bias) in start.iter_mut().zip(&self.facts.bias[key..key + R]) {
+                    *row = [s.add(row[0], s.splat(*bias)), s.add(row[1], s.splat(*bias))];
+                }
+            }
+            return (product::<S, R, 2>(s, start, k, qt, self.dk), None);
+        }
+        let mut x = product::<S, R, 2>(s, [[s.zero(); 2]; R], k, qt, self.dk);
+        let slopes = match self.extras.softcap {
+            Some(cap) => Some(self.cap::<S, R>(s, cap, &mut x)),
+            None => None,
+        };
+        for (r, row) in x.iter_mut().enumerate() {
+            for (c, value) in row.iter_mut().enumerate() {
+                let biased = s.add(*value, s.splat(self.facts.bias[key + r]));
+                *value = s.add(self.add_rich(s, biased, key + r, c), offset[c]);
+            }
+        }
+        (x, slopes)
+    }
+
+    #[inline(always)]
+    fn cap<S: Lanes, const R: usize>(&self, s: S, (inverse, height): (f32, f32), x: &mut Tile<S, R>) -> Tile<S, R> {
+        let mut slopes = *x;
+        for (row, slope_row) in x.iter_mut().zip(&mut slopes) {
+            for (value, slope) in row.iter_mut().zip(slope_row) {
+                let t = s.tanh(s.mul(*value, s.splat(inverse)));
+                *value = s.mul(t, s.splat(height));
+                *slope = s.sub(s.splat(1.0), s.mul(t, t));
+            }
+        }
+        slopes
+    }
+
+    #[inline(always)]
+    fn add_rich<S: Lanes>(&self, s: S, mut x: S::F, key: usize, c: usize) -> S::F {
+        if self.extras.slope != 0.0 {
+            let positions = s.load_i(&self.positions[c * S::N..]);
+            let distance = s.to_float(s.sub_i(positions, s.splat_i(self.facts.position[key])));
+            let distance = s.max(distance, s.sub(s.zero(), distance));
+            x = s.mul_add(s.splat(-self.extras.slope), distance, x);
+        }
+        if self.extras.dense {
+            x = s.add(x, s.load(&self.dense[(key * 2 + c) * S::N..]));
+        }
+        x
+    }
+
+    /// `value` in the lanes that see key `key` of the block, 0 in the others.
+    #[inline(always)]
+    pub(super) fn keep<S: Lanes, V: Variant>(&self, s: S, key: usize, c: usize, value: S::F) -> S::F {
+        if !V::MASKED {
+            return value;
+        }
+        s.keep(self.seen(s, key, c), value)
+    }
+
+    /// The lanes that see key `key` of the block.
+    #[inline(always)]
+    pub(super) fn seen<S: Lanes>(&self, s: S, key: usize, c: usize) -> S::M {
+        let positions = s.load_i(&self.positions[c * S::N..]);
+        s.between(positions, self.facts.first[key], self.facts.last[key])
+    }
+
+    /// A weight of key `key` of the block after dropout.
+    #[inline(always)]
+    pub(super) fn drop<S: Lanes, V: Variant>(&self, s: S, key: usize, c: usize, weight: S::F) -> S::F {
+        let (true, Some(mask)) = (V::RICH, self.extras.dropout) else { return weight };
+        let index = if key < self.facts.count { self.facts.rows[key] - self.origin } else { 0 };
+        s.mul(weight, mask.weights(s, s.load_i(&self.hashes[c * S::N..]), index))
+    }
+}

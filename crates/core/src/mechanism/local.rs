@@ -1,0 +1,76 @@
+//! Window attention: a query sees the `window` most recent keys, itself included (causal), or the keys at distance
+//! below `window` (bidirectional), and the first `sinks` keys.
+//!
+//! Shapes as exact attention; time `N·window·(Dk+Dv)`; state: a ring of `window` keys and the sinks. At
+//! `window >= max(N, M)` it is exact attention. Beltagy et al. 2020; sinks: Xiao et al. 2023.
+
+use super::exact::unknown;
+use super::options::{OptionError, SetOption};
+use super::{About, Causality, Config, Inputs, OptionAbout, Pass};
+use crate::{Error, Problem, Scores};
+
+/// Options of window attention.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Local {
+    /// Keys in the window, the query's own included; at least 1.
+    pub window: usize,
+    /// First keys that stay visible to every later query.
+    pub sinks: usize,
+    /// Factor on `q·k`; `1/√Dk` if absent.
+    pub scale: Option<f32>,
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Local { window: 256, sinks: 0, scale: None }
+    }
+}
+
+const OPTIONS: &[OptionAbout] = &[
+    OptionAbout { name: "window", kind: "integer", default: "256" },
+    OptionAbout { name: "sinks", kind: "integer", default: "0" },
+    OptionAbout { name: "scale", kind: "number", default: "" },
+];
+
+impl Config for Local {
+    const ABOUT: About = About {
+        name: "local",
+        about: "Softmax attention inside a sliding window, with optional sinks",
+        causality: Causality::Optional,
+        options: OPTIONS,
+        tensors: &["lengths", "lengths_q"],
+        traces: &["lse", "received"],
+    };
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
+        match name {
+            "window" => {
+                let about = ("window", "an integer of at least 1");
+                let mut window = 0;
+                SetOption::set_option(&mut window, about, value)?;
+                if window == 0 {
+                    return Err(OptionError::Value { name: about.0, value: value.to_owned(), expected: about.1 });
+                }
+                self.window = window;
+                Ok(())
+            }
+            "sinks" => self.sinks.set_option(("sinks", "an integer of at least 0"), value),
+            "scale" => self.scale.set_option(("scale", "a number"), value),
+            _ => Err(unknown(name, OPTIONS)),
+        }
+    }
+
+    fn problem<'a>(&self, inputs: &Inputs<'a>, _pass: Pass) -> Result<Problem<'a>, Error> {
+        if self.window == 0 {
+            return Err(Error::value("window", "0 keys: a window has at least 1"));
+        }
+        let reach = Some(self.window - 1);
+        let sight = inputs.sight.clone().window(reach, reach).sinks(self.sinks);
+        let scores = self.scale.map_or_else(Scores::new, |scale| Scores::new().scale(scale));
+        Problem::new(inputs.q, inputs.k, inputs.v, sight, scores)
+    }
+
+    fn remembered(&self) -> Option<(usize, usize)> {
+        Some((self.window, self.sinks))
+    }
+}

@@ -1,0 +1,78 @@
+//! How a call runs: at which level, on how many threads.
+
+use crate::simd::Level;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Below so many floating-point operations a call stays on the caller's thread.
+const SERIAL_FLOPS: f64 = 1e6;
+
+/// Level and threads of a call. Threads come from the caller's rayon pool; results have the same bits for any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Par {
+    level: Level,
+    threads: usize,
+}
+
+impl Default for Par {
+    fn default() -> Self {
+        Par { level: Level::detect(), threads: rayon::current_num_threads() }
+    }
+}
+
+impl Par {
+    /// The best level, the caller's thread only.
+    pub fn serial() -> Self {
+        Par { level: Level::detect(), threads: 1 }
+    }
+
+    /// At most `threads` threads.
+    #[must_use]
+    pub fn threads(self, threads: usize) -> Self {
+        Par { threads: threads.max(1), ..self }
+    }
+
+    /// At most `level`.
+    #[must_use]
+    pub fn level(self, level: Level) -> Self {
+        Par { level: level.min(Level::detect()), ..self }
+    }
+
+    /// The level in use.
+    pub fn level_in_use(&self) -> Level {
+        self.level
+    }
+
+    /// The number of threads in use.
+    pub fn threads_in_use(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs `work` on as many threads as `jobs` and `flops` are worth; each takes job numbers from the counter.
+    pub(crate) fn run(&self, jobs: usize, flops: f64, work: impl Fn(&Jobs) + Sync) {
+        let counter = Jobs { next: AtomicUsize::new(0), end: jobs };
+        let threads = if flops < SERIAL_FLOPS { 1 } else { self.threads.min(jobs) };
+        if threads <= 1 {
+            return work(&counter);
+        }
+        rayon::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|_| work(&counter));
+            }
+            work(&counter);
+        });
+    }
+}
+
+/// Hands out `0..end` in order, each number once.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Jobs {
+    pub(crate) fn take(&self) -> Option<usize> {
+        let job = self.next.fetch_add(1, Ordering::Relaxed);
+        (job < self.end).then_some(job)
+    }
+}

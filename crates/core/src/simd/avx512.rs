@@ -1,0 +1,241 @@
+//! AVX-512: sixteen lanes, thirty-two registers.
+#![allow(unsafe_code)]
+
+use super::{EXP2_FLOOR, Lanes, Task};
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and FMA.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The token, where the processor has the instructions.
+    #[inline]
+    pub fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx512(()))
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
+fn inside<T: Task>(s: Avx512, task: T) -> T::Output {
+    task.run::<Avx512, 8>(s)
+}
+
+/// One call of an intrinsic whose only demand is the feature that the token proves.
+macro_rules! proven {
+    ($call:expr) => {
+        // SAFETY: `Avx512` exists only where the processor has the instructions.
+        unsafe { $call }
+    };
+}
+
+impl Lanes for Avx512 {
+    const N: usize = 16;
+    type F = __m512;
+    type I = __m512i;
+    type M = __mmask16;
+
+    #[inline(always)]
+    fn vectorize<T: Task>(self, task: T) -> T::Output {
+        proven!(inside(self, task))
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        proven!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> __m512 {
+        let from = &from[..16];
+        // SAFETY: the slice has sixteen elements.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> __m512 {
+        let from = &from[..16];
+        // SAFETY: the slice has sixteen elements of two bytes.
+        let bits = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+        proven!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))))
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[f16]) -> __m512 {
+        let from = &from[..16];
+        // SAFETY: the slice has sixteen elements of two bytes.
+        let bits = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+        proven!(_mm512_cvtph_ps(bits))
+    }
+    #[inline(always)]
+    fn store(self, into: &mut [f32], x: __m512) {
+        let into = &mut into[..16];
+        // SAFETY: the slice has sixteen elements.
+        unsafe { _mm512_storeu_ps(into.as_mut_ptr(), x) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        proven!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_min_ps(a, b))
+    }
+    /// The polynomial on `x - floor x`; `scalef` floors its exponent by itself.
+    #[inline(always)]
+    fn exp2(self, x: __m512) -> __m512 {
+        let r = proven!(_mm512_reduce_ps::<0x09>(x));
+        let mut p = self.splat(EXP2_FLOOR[5]);
+        for c in EXP2_FLOOR[..5].iter().rev() {
+            p = self.mul_add(p, r, self.splat(*c));
+        }
+        self.scale_by_power(p, x)
+    }
+    #[inline(always)]
+    fn floor(self, x: __m512) -> __m512 {
+        proven!(_mm512_roundscale_ps::<0x09>(x))
+    }
+    #[inline(always)]
+    fn scale_by_power(self, x: __m512, n: __m512) -> __m512 {
+        proven!(_mm512_scalef_ps(x, n))
+    }
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        proven!(_mm512_reduce_add_ps(x))
+    }
+    #[inline(always)]
+    fn largest(self, x: __m512) -> f32 {
+        proven!(_mm512_reduce_max_ps(x))
+    }
+    #[inline(always)]
+    fn load_i(self, from: &[i32]) -> __m512i {
+        let from = &from[..16];
+        // SAFETY: the slice has sixteen elements.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        proven!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn xor_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn mul_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_mullo_epi32(a, b))
+    }
+    #[inline(always)]
+    fn shift_right_15(self, a: __m512i) -> __m512i {
+        proven!(_mm512_srli_epi32::<15>(a))
+    }
+    #[inline(always)]
+    fn shift_right_16(self, a: __m512i) -> __m512i {
+        proven!(_mm512_srli_epi32::<16>(a))
+    }
+    #[inline(always)]
+    fn sub_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn to_float(self, a: __m512i) -> __m512 {
+        proven!(_mm512_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn between(self, x: __m512i, low: i32, high: i32) -> __mmask16 {
+        proven!(_mm512_mask_cmple_epi32_mask(
+            _mm512_cmpge_epi32_mask(x, _mm512_set1_epi32(low)),
+            x,
+            _mm512_set1_epi32(high)
+        ))
+    }
+    #[inline(always)]
+    fn below_unsigned(self, a: __m512i, b: __m512i) -> __mmask16 {
+        proven!(_mm512_cmplt_epu32_mask(a, b))
+    }
+    #[inline(always)]
+    fn greater(self, a: __m512, b: __m512) -> __mmask16 {
+        proven!(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn equal(self, a: __m512, b: __m512) -> __mmask16 {
+        proven!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn any_not_at_most(self, a: __m512, b: __m512) -> bool {
+        proven!(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(a, b)) != 0
+    }
+    #[inline(always)]
+    fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_mask_mov_ps(b, mask, a))
+    }
+    #[inline(always)]
+    fn keep(self, mask: __mmask16, a: __m512) -> __m512 {
+        proven!(_mm512_maskz_mov_ps(mask, a))
+    }
+    #[inline(always)]
+    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: f32) {
+        let factor = self.splat(factor);
+        let mut rows = [factor; 16];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = self.mul(self.load(&from[i * from_step..]), factor);
+        }
+        let columns = proven!(transpose_registers(rows));
+        for (i, column) in columns.into_iter().enumerate() {
+            self.store(&mut into[i * into_step..], column);
+        }
+    }
+}
+
+/// Four rounds of doubling blocks: 1 → 2 → 4 lanes inside 128 bits, then two shuffles of 128-bit quarters.
+#[inline(always)]
+unsafe fn transpose_registers(r: [__m512; 16]) -> [__m512; 16] {
+    // SAFETY: called from a method of the token only.
+    unsafe {
+        let (mut pairs, mut fours, mut out) = (r, r, r);
+        for i in (0..16).step_by(2) {
+            pairs[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+            pairs[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+        }
+        for i in (0..16).step_by(4) {
+            for half in 0..2 {
+                let (x, y) = (_mm512_castps_pd(pairs[i + half]), _mm512_castps_pd(pairs[i + half + 2]));
+                fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+                fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+            }
+        }
+        for j in 0..4 {
+            let even = [_mm512_shuffle_f32x4::<0x88>(fours[j], fours[4 + j]), _mm512_shuffle_f32x4::<0x88>(fours[8 + j], fours[12 + j])];
+            let odd = [_mm512_shuffle_f32x4::<0xdd>(fours[j], fours[4 + j]), _mm512_shuffle_f32x4::<0xdd>(fours[8 + j], fours[12 + j])];
+            out[j] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+            out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
+            out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+            out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]);
+        }
+        out
+    }
+}

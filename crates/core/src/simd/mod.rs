@@ -1,0 +1,235 @@
+//! Lanes of f32 and the instruction sets that carry them.
+//!
+//! One generic body runs on every level: a [`Task`] is written once over [`Lanes`] and [`dispatch`] hands it the token
+//! of the level in use. A token can only be made here, after the processor has been asked, so holding one proves that
+//! its instructions exist. This folder and `DisjointRows` are the only places of the crate with `unsafe`.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod ceiling;
+mod portable;
+mod product;
+mod scratch;
+
+pub use product::{Rows, product};
+pub use scratch::Aligned;
+
+use half::{bf16, f16};
+use std::fmt;
+use std::str::FromStr;
+
+/// Vector registers of f32, of i32 with as many lanes, and masks over them.
+///
+/// Code over lanes is written with loops, not with closures: a closure is compiled for the baseline, and unless the
+/// compiler happens to inline it, every operation in it becomes a call.
+///
+/// Slices handed to loads and stores must have at least [`Lanes::N`] elements, else the call panics.
+pub trait Lanes: Copy + Send + Sync + 'static {
+    /// Lanes in a register.
+    const N: usize;
+    /// A register of f32.
+    type F: Copy;
+    /// A register of i32.
+    type I: Copy;
+    /// One bit per lane.
+    type M: Copy;
+
+    /// Runs `task` inside a function compiled for this level, so that everything inlined into it uses its registers.
+    fn vectorize<T: Task>(self, task: T) -> T::Output;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// The first lanes of a slice.
+    fn load(self, from: &[f32]) -> Self::F;
+    /// The first lanes of a slice of bf16, widened.
+    fn load_bf16(self, from: &[bf16]) -> Self::F;
+    /// The first lanes of a slice of f16, widened.
+    fn load_f16(self, from: &[f16]) -> Self::F;
+    /// Writes all lanes to the front of a slice.
+    fn store(self, into: &mut [f32], x: Self::F);
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, fused where the level has it.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger of each lane; where one is not a number, `b`.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of each lane; where one is not a number, `b`.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `2^x` with a relative error of at most 1.6e-7; 0 for -inf, inf for large x, not a number for not a number.
+    fn exp2(self, x: Self::F) -> Self::F;
+    /// The largest integer not above `x`.
+    fn floor(self, x: Self::F) -> Self::F;
+    /// `x · 2^n` for an integral `n`.
+    fn scale_by_power(self, x: Self::F, n: Self::F) -> Self::F;
+    /// Sum of the lanes.
+    fn sum(self, x: Self::F) -> f32;
+    /// Largest lane.
+    fn largest(self, x: Self::F) -> f32;
+
+    /// The first lanes of a slice of i32.
+    fn load_i(self, from: &[i32]) -> Self::I;
+    /// All lanes `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// `a ^ b`.
+    fn xor_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a · b` modulo 2^32.
+    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Logical shift right by 15.
+    fn shift_right_15(self, a: Self::I) -> Self::I;
+    /// Logical shift right by 16.
+    fn shift_right_16(self, a: Self::I) -> Self::I;
+    /// `a - b`.
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// i32 to the nearest f32.
+    fn to_float(self, a: Self::I) -> Self::F;
+
+    /// Lanes with `low <= x <= high`.
+    fn between(self, x: Self::I, low: i32, high: i32) -> Self::M;
+    /// Lanes with `a < b` as unsigned numbers.
+    fn below_unsigned(self, a: Self::I, b: Self::I) -> Self::M;
+    /// Lanes with `a > b`; false where one is not a number.
+    fn greater(self, a: Self::F, b: Self::F) -> Self::M;
+    /// Lanes with `a == b`; false where one is not a number.
+    fn equal(self, a: Self::F, b: Self::F) -> Self::M;
+    /// Whether in some lane `a <= b` does not hold, be it that one is not a number.
+    fn any_not_at_most(self, a: Self::F, b: Self::F) -> bool;
+    /// `a` where the mask is set, else `b`.
+    fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
+
+    /// Transposes the `N × N` block at the front of `from` (rows `from_step` apart) into rows `into_step` apart,
+    /// multiplied by `factor`.
+    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: f32);
+
+    /// Zero in every lane.
+    #[inline(always)]
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+
+    /// `a` where the mask is set, else 0.
+    #[inline(always)]
+    fn keep(self, mask: Self::M, a: Self::F) -> Self::F {
+        self.select(mask, a, self.zero())
+    }
+
+    /// `tanh x` within a few units of the last place: with `e = 2^t - 1` for `t = 2x·log2 e` it is `e / (e + 2)`, and
+    /// `e` near 0 comes from the polynomial without its constant, so that nothing cancels.
+    #[inline(always)]
+    fn tanh(self, x: Self::F) -> Self::F {
+        let bounded = self.max(self.splat(-10.0), self.min(self.splat(10.0), x));
+        let t = self.mul(bounded, self.splat(2.0 * std::f32::consts::LOG2_E));
+        let n = self.floor(self.add(t, self.splat(0.5)));
+        let r = self.sub(t, n);
+        let mut p = self.splat(EXPM1_NEAREST[5]);
+        for c in EXPM1_NEAREST[..5].iter().rev() {
+            p = self.mul_add(p, r, self.splat(*c));
+        }
+        let power = self.scale_by_power(self.splat(1.0), n);
+        let e = self.mul_add(power, self.mul(p, r), self.sub(power, self.splat(1.0)));
+        self.div(e, self.add(e, self.splat(2.0)))
+    }
+}
+
+/// Coefficients of the degree-5 polynomial with the least relative error to `2^r` on `[0, 1)` (Remez, 7.5e-8).
+pub(crate) const EXP2_FLOOR: [f32; 6] = [0.999_999_94, 0.693_153_1, 0.240_153_61, 0.055_826_318, 0.008_989_34, 0.001_877_576_7];
+/// `(2^r - 1) / r` on `[-1/2, 1/2]`, degree 5.
+const EXPM1_NEAREST: [f32; 6] =
+    [0.693_147_2, 0.240_226_5, 0.055_504_09, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
+
+/// Work that can run on any level.
+pub trait Task {
+    /// What it gives back.
+    type Output;
+    /// The work, once per level.
+    fn run<S: Lanes, const R: usize>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set. Ordered: a later one includes the earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Plain Rust, 8 lanes; whatever the compiler's baseline makes of it.
+    Portable,
+    /// AVX2 with FMA and F16C, 8 lanes.
+    Avx2,
+    /// AVX-512 (F, BW, DQ, VL), 16 lanes.
+    Avx512,
+}
+
+impl Level {
+    /// Every level, lowest first.
+    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+
+    /// The best level of this processor.
+    pub fn detect() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if avx512::Avx512::new().is_some() {
+                return Level::Avx512;
+            }
+            if avx2::Avx2::new().is_some() {
+                return Level::Avx2;
+            }
+        }
+        Level::Portable
+    }
+
+    /// Whether this processor has it.
+    pub fn is_available(self) -> bool {
+        self <= Level::detect()
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Level {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Level::ALL
+            .into_iter()
+            .find(|level| level.name() == text)
+            .ok_or_else(|| format!("unknown level \"{text}\": portable, avx2 or avx512"))
+    }
+}
+
+/// Runs a task at `level`, or at the best one below it that the processor has.
+pub fn dispatch<T: Task>(level: Level, task: T) -> T::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if level >= Level::Avx512
+            && let Some(s) = avx512::Avx512::new()
+        {
+            return s.vectorize(task);
+        }
+        if level >= Level::Avx2
+            && let Some(s) = avx2::Avx2::new()
+        {
+            return s.vectorize(task);
+        }
+    }
+    let _ = level;
+    portable::Portable.vectorize(task)
+}
+
+#[cfg(test)]
+mod tests;

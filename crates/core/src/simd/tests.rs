@@ -1,0 +1,65 @@
+use super::*;
+
+struct Functions;
+
+impl Task for Functions {
+    type Output = ();
+
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let lane = |x: S::F| {
+            let mut out = [0.0f32; 16];
+            s.store(&mut out, x);
+            out[0]
+        };
+        for i in -12_800..12_800 {
+            let x = i as f32 * 0.0117;
+            let exact = f64::from(x).exp2();
+            if exact > 1e-37 && exact < 3e38 {
+                let error = (f64::from(lane(s.exp2(s.splat(x)))) / exact - 1.0).abs();
+                assert!(error < 1.7e-7, "2^{x}: {error:e}");
+            }
+            let y = x * 0.05;
+            let error = (f64::from(lane(s.tanh(s.splat(y)))) - f64::from(y).tanh()).abs();
+            assert!(error <= 3e-7 * f64::from(y).tanh().abs() + 1e-30, "tanh {y}: {error:e}");
+        }
+        assert_eq!(lane(s.exp2(s.splat(f32::NEG_INFINITY))), 0.0);
+        assert_eq!(lane(s.exp2(s.splat(-1e9))), 0.0);
+        assert_eq!(lane(s.exp2(s.splat(1e9))), f32::INFINITY);
+        assert!(lane(s.exp2(s.splat(f32::NAN))).is_nan());
+        assert!(s.any_not_at_most(s.splat(f32::NAN), s.splat(1.0)));
+        assert_eq!(s.sum(s.splat(0.5)), 0.5 * S::N as f32);
+    }
+}
+
+struct Transposed;
+
+impl Task for Transposed {
+    type Output = ();
+
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let from: Vec<f32> = (0..S::N * 20).map(|i| i as f32).collect();
+        let mut into = vec![0.0; S::N * 18];
+        s.transpose(&from, 20, &mut into, 18, 2.0);
+        for row in 0..S::N {
+            for column in 0..S::N {
+                assert_eq!(into[column * 18 + row], 2.0 * from[row * 20 + column]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_computes_the_same_functions() {
+    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+        dispatch(level, Functions);
+        dispatch(level, Transposed);
+    }
+}
+
+#[test]
+fn levels_have_names() {
+    for level in Level::ALL {
+        assert_eq!(level.name().parse(), Ok(level));
+    }
+    assert!("sse9".parse::<Level>().is_err());
+}

@@ -1,0 +1,530 @@
+//! Borrowed four-dimensional tensors `[B, H, N, D]` with strides, and outputs whose rows threads claim in pieces.
+
+use crate::Error;
+use crate::simd::Lanes;
+use half::{bf16, f16};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A stored float type. Arithmetic is f32 whatever the storage.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// Widened.
+    fn to_f32(self) -> f32;
+    /// Rounded to nearest even.
+    fn from_f32(x: f32) -> Self;
+    /// The first lanes of a slice, widened.
+    fn load<S: Lanes>(s: S, from: &[Self]) -> S::F;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn load<S: Lanes>(s: S, from: &[f32]) -> S::F {
+        s.load(from)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn load<S: Lanes>(s: S, from: &[bf16]) -> S::F {
+        s.load_bf16(from)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    #[inline(always)]
+    fn load<S: Lanes>(s: S, from: &[f16]) -> S::F {
+        s.load_f16(from)
+    }
+}
+
+/// A strided tensor of four dimensions over a slice. Strides count elements; 0 repeats, negative walks backwards.
+#[derive(Debug, Clone, Copy)]
+pub struct Strided<'a, T> {
+    data: &'a [T],
+    offset: usize,
+    shape: [usize; 4],
+    strides: [isize; 4],
+}
+
+impl<'a, T> Strided<'a, T> {
+    /// Lays `shape` and `strides` over `data`, the first element at `offset`.
+    ///
+    /// # Errors
+    /// If some element would lie outside the slice.
+    pub fn new(data: &'a [T], offset: usize, shape: [usize; 4], strides: [isize; 4], tensor: &'static str) -> Result<Self, Error> {
+        check_reach(data.len(), offset, shape, strides, tensor)?;
+        Ok(Strided { data, offset, shape, strides })
+    }
+
+    /// Row-major over the whole slice.
+    ///
+    /// # Errors
+    /// If the slice is shorter than the shape's product.
+    pub fn contiguous(data: &'a [T], shape: [usize; 4], tensor: &'static str) -> Result<Self, Error> {
+        Self::new(data, 0, shape, row_major(shape), tensor)
+    }
+
+    /// `[B, H, N, D]`.
+    pub fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
+    /// The same elements with the dimensions in another order, as [`Strided::new`] would lay them.
+    pub fn permuted(mut self, order: [usize; 4]) -> Self {
+        self.shape = order.map(|d| self.shape[d]);
+        self.strides = order.map(|d| self.strides[d]);
+        self
+    }
+
+    /// Repeats dimensions of size 1 up to `shape`.
+    ///
+    /// # Errors
+    /// If a dimension is neither 1 nor the wanted size.
+    pub fn broadcast(mut self, shape: [usize; 4], tensor: &'static str) -> Result<Self, Error> {
+        for d in 0..4 {
+            if self.shape[d] == 1 && shape[d] != 1 {
+                self.strides[d] = 0;
+            } else if self.shape[d] != shape[d] {
+                return Err(Error::Shape { tensor, found: self.shape.to_vec(), expected: shape.to_vec() });
+            }
+        }
+        self.shape = shape;
+        Ok(self)
+    }
+
+    #[inline(always)]
+    fn index(&self, at: [usize; 4]) -> usize {
+        let moved: isize = at.iter().zip(self.strides).map(|(&i, s)| i as isize * s).sum();
+        (self.offset as isize + moved) as usize
+    }
+
+    /// Row `n` of head `h`, where its elements are neighbours.
+    #[inline(always)]
+    pub(crate) fn row(&self, b: usize, h: usize, n: usize) -> Option<&'a [T]> {
+        (self.strides[3] == 1 || self.shape[3] <= 1).then(|| &self.data[self.index([b, h, n, 0])..][..self.shape[3]])
+    }
+
+    /// Rows `rows` of head `h` as one slice and the distance between them, where that is positive.
+    #[inline(always)]
+    pub(crate) fn rows(&self, b: usize, h: usize, rows: Range<usize>) -> Option<(&'a [T], usize)> {
+        if self.strides[3] != 1 || rows.is_empty() || self.strides[2] < self.shape[3] as isize {
+            return None;
+        }
+        let start = self.index([b, h, rows.start, 0]);
+        let length = (rows.len() - 1) * self.strides[2] as usize + self.shape[3];
+        Some((&self.data[start..start + length], self.strides[2] as usize))
+    }
+}
+
+impl<T: Copy> Strided<'_, T> {
+    /// One element.
+    #[inline(always)]
+    pub fn at(&self, at: [usize; 4]) -> T {
+        debug_assert!(at.iter().zip(self.shape).all(|(&i, n)| i < n));
+        self.data[self.index(at)]
+    }
+}
+
+impl<T: Element> Strided<'_, T> {
+    /// Writes row `n` of head `h` as f32 to the front of `into`.
+    #[inline(always)]
+    fn widen_row<S: Lanes>(&self, s: S, [b, h, n]: [usize; 3], into: &mut [f32]) {
+        let length = self.shape[3];
+        let Some(row) = self.row(b, h, n) else {
+            for (d, x) in into[..length].iter_mut().enumerate() {
+                *x = self.at([b, h, n, d]).to_f32();
+            }
+            return;
+        };
+        let whole = length / S::N * S::N;
+        for d in (0..whole).step_by(S::N) {
+            s.store(&mut into[d..], T::load(s, &row[d..]));
+        }
+        for d in whole..length {
+            into[d] = row[d].to_f32();
+        }
+    }
+}
+
+/// A float tensor of any storage type.
+#[derive(Debug, Clone, Copy)]
+pub enum View<'a> {
+    /// 32-bit.
+    F32(Strided<'a, f32>),
+    /// 16-bit with the exponent of f32.
+    Bf16(Strided<'a, bf16>),
+    /// 16-bit IEEE.
+    F16(Strided<'a, f16>),
+}
+
+/// Runs the same expression for every storage type.
+macro_rules! each_type {
+    ($view:expr, $inner:ident => $body:expr) => {
+        match $view {
+            View::F32($inner) => $body,
+            View::Bf16($inner) => $body,
+            View::F16($inner) => $body,
+        }
+    };
+}
+
+impl<'a> From<Strided<'a, f32>> for View<'a> {
+    fn from(x: Strided<'a, f32>) -> Self {
+        View::F32(x)
+    }
+}
+impl<'a> From<Strided<'a, bf16>> for View<'a> {
+    fn from(x: Strided<'a, bf16>) -> Self {
+        View::Bf16(x)
+    }
+}
+impl<'a> From<Strided<'a, f16>> for View<'a> {
+    fn from(x: Strided<'a, f16>) -> Self {
+        View::F16(x)
+    }
+}
+
+impl<'a> View<'a> {
+    /// `[B, H, N, D]`.
+    pub fn shape(&self) -> [usize; 4] {
+        each_type!(self, x => x.shape())
+    }
+
+    /// `f32`, `bf16` or `f16`.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            View::F32(_) => "f32",
+            View::Bf16(_) => "bf16",
+            View::F16(_) => "f16",
+        }
+    }
+
+    /// One element, widened.
+    pub fn at(&self, at: [usize; 4]) -> f32 {
+        each_type!(self, x => x.at(at).to_f32())
+    }
+
+    /// Repeats dimensions of size 1 up to `shape`.
+    ///
+    /// # Errors
+    /// If a dimension is neither 1 nor the wanted size.
+    pub fn broadcast(self, shape: [usize; 4], tensor: &'static str) -> Result<Self, Error> {
+        Ok(match self {
+            View::F32(x) => View::F32(x.broadcast(shape, tensor)?),
+            View::Bf16(x) => View::Bf16(x.broadcast(shape, tensor)?),
+            View::F16(x) => View::F16(x.broadcast(shape, tensor)?),
+        })
+    }
+
+    /// Rows of f32 that can be read where they stand.
+    #[inline(always)]
+    pub(crate) fn rows(&self, b: usize, h: usize, rows: Range<usize>) -> Option<(&'a [f32], usize)> {
+        match self {
+            View::F32(x) => x.rows(b, h, rows),
+            _ => None,
+        }
+    }
+
+    /// Writes row `at = [b, h, n]` as f32 to the front of `into`.
+    #[inline(always)]
+    pub(crate) fn widen_row<S: Lanes>(&self, s: S, at: [usize; 3], into: &mut [f32]) {
+        each_type!(self, x => x.widen_row(s, at, into))
+    }
+}
+
+/// A strided output of four dimensions. The last dimension is contiguous and no two rows overlap.
+#[derive(Debug)]
+pub struct StridedMut<'a, T> {
+    data: &'a mut [T],
+    shape: [usize; 4],
+    strides: [usize; 4],
+}
+
+impl<'a, T> StridedMut<'a, T> {
+    /// Lays `shape` and `strides` over `data`.
+    ///
+    /// # Errors
+    /// If some element would lie outside, rows overlap, or the last stride is not 1.
+    pub fn new(data: &'a mut [T], shape: [usize; 4], strides: [usize; 4], tensor: &'static str) -> Result<Self, Error> {
+        check_reach(data.len(), 0, shape, strides.map(|s| s as isize), tensor)?;
+        check_disjoint(shape, strides, tensor)?;
+        Ok(StridedMut { data, shape, strides })
+    }
+
+    /// Row-major over the whole slice.
+    ///
+    /// # Errors
+    /// If the slice is shorter than the shape's product.
+    pub fn contiguous(data: &'a mut [T], shape: [usize; 4], tensor: &'static str) -> Result<Self, Error> {
+        Self::new(data, shape, row_major(shape).map(|s| s as usize), tensor)
+    }
+
+    /// `[B, H, N, D]`.
+    pub fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+}
+
+/// An output of any storage type.
+#[derive(Debug)]
+pub enum ViewMut<'a> {
+    /// 32-bit.
+    F32(StridedMut<'a, f32>),
+    /// 16-bit with the exponent of f32.
+    Bf16(StridedMut<'a, bf16>),
+    /// 16-bit IEEE.
+    F16(StridedMut<'a, f16>),
+}
+
+impl ViewMut<'_> {
+    /// `[B, H, N, D]`.
+    pub fn shape(&self) -> [usize; 4] {
+        match self {
+            ViewMut::F32(x) => x.shape(),
+            ViewMut::Bf16(x) => x.shape(),
+            ViewMut::F16(x) => x.shape(),
+        }
+    }
+
+    /// `f32`, `bf16` or `f16`.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            ViewMut::F32(_) => "f32",
+            ViewMut::Bf16(_) => "bf16",
+            ViewMut::F16(_) => "f16",
+        }
+    }
+
+    pub(crate) fn share<'s>(&'s mut self, pieces: &'s [Range<usize>]) -> SharedRows<'s> {
+        match self {
+            ViewMut::F32(x) => SharedRows::F32(DisjointRows::new(x, pieces)),
+            ViewMut::Bf16(x) => SharedRows::Bf16(DisjointRows::new(x, pieces)),
+            ViewMut::F16(x) => SharedRows::F16(DisjointRows::new(x, pieces)),
+        }
+    }
+}
+
+/// Rows of any storage type that threads claim piece by piece.
+#[derive(Debug)]
+pub(crate) enum SharedRows<'a> {
+    F32(DisjointRows<'a, f32>),
+    Bf16(DisjointRows<'a, bf16>),
+    F16(DisjointRows<'a, f16>),
+}
+
+impl SharedRows<'_> {
+    /// Writes `row(i)` to the i-th row of a piece, rounded to the storage type.
+    pub(crate) fn write<'v>(&self, b: usize, h: usize, piece: usize, row: impl Fn(usize) -> &'v [f32]) {
+        match self {
+            SharedRows::F32(rows) => rows.claim(b, h, piece).write(row),
+            SharedRows::Bf16(rows) => rows.claim(b, h, piece).write(row),
+            SharedRows::F16(rows) => rows.claim(b, h, piece).write(row),
+        }
+    }
+}
+
+/// The rows of an output, split into pieces of every head. A piece can be claimed by one thread at a time: a second
+/// claim panics, so two threads never hold the same row.
+#[derive(Debug)]
+pub(crate) struct DisjointRows<'a, T> {
+    start: *mut T,
+    shape: [usize; 4],
+    strides: [usize; 4],
+    pieces: &'a [Range<usize>],
+    taken: Vec<AtomicBool>,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: rows are handed out through `claim` only, which gives each piece to one thread at a time.
+#[allow(unsafe_code)]
+unsafe impl<T: Send> Sync for DisjointRows<'_, T> {}
+// SAFETY: it stands for the exclusive borrow it was made from.
+#[allow(unsafe_code)]
+unsafe impl<T: Send> Send for DisjointRows<'_, T> {}
+
+impl<'a, T> DisjointRows<'a, T> {
+    /// # Panics
+    /// If the pieces are not ascending, disjoint ranges of rows.
+    pub(crate) fn new(out: &'a mut StridedMut<'_, T>, pieces: &'a [Range<usize>]) -> Self {
+        let [b, h, n, _] = out.shape;
+        let ascending = pieces.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        assert!(ascending && pieces.iter().all(|p| p.start <= p.end && p.end <= n), "pieces overlap or reach outside");
+        let taken = (0..b * h * pieces.len()).map(|_| AtomicBool::new(false)).collect();
+        DisjointRows { start: out.data.as_mut_ptr(), shape: out.shape, strides: out.strides, pieces, taken, borrow: PhantomData }
+    }
+
+    /// The rows of one piece of head `h`, until the claim is dropped.
+    ///
+    /// # Panics
+    /// If another claim on them is alive.
+    pub(crate) fn claim(&self, b: usize, h: usize, piece: usize) -> Claim<'_, T> {
+        let [batch, heads, ..] = self.shape;
+        assert!(b < batch && h < heads, "no such head");
+        let rows = self.pieces[piece].clone();
+        let taken = &self.taken[(b * heads + h) * self.pieces.len() + piece];
+        assert!(!taken.swap(true, Ordering::Acquire), "a piece of rows is claimed twice");
+        let offset = b * self.strides[0] + h * self.strides[1] + rows.start * self.strides[2];
+        Claim {
+            start: self.start.wrapping_add(offset),
+            rows: rows.len(),
+            width: self.shape[3],
+            stride: self.strides[2],
+            taken,
+            borrow: PhantomData,
+        }
+    }
+}
+
+/// One piece of rows, held by one thread.
+#[derive(Debug)]
+pub(crate) struct Claim<'a, T> {
+    start: *mut T,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    taken: &'a AtomicBool,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Claim<'_, T> {
+    /// Rows in this piece.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The i-th row of the piece.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows, "row {i} of a piece of {}", self.rows);
+        // SAFETY: the shape was checked against the slice and for overlap, and this claim alone holds the row.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.start.add(i * self.stride), self.width)
+        }
+    }
+}
+
+impl<T: Element> Claim<'_, T> {
+    fn write<'v>(mut self, row: impl Fn(usize) -> &'v [f32]) {
+        for i in 0..self.rows() {
+            for (to, from) in self.row(i).iter_mut().zip(row(i)) {
+                *to = T::from_f32(*from);
+            }
+        }
+    }
+}
+
+impl<T> Drop for Claim<'_, T> {
+    fn drop(&mut self) {
+        self.taken.store(false, Ordering::Release);
+    }
+}
+
+fn row_major(shape: [usize; 4]) -> [isize; 4] {
+    let mut strides = [1isize; 4];
+    for d in (0..3).rev() {
+        strides[d] = strides[d + 1] * shape[d + 1] as isize;
+    }
+    strides
+}
+
+fn check_reach(available: usize, offset: usize, shape: [usize; 4], strides: [isize; 4], tensor: &'static str) -> Result<(), Error> {
+    if shape.contains(&0) {
+        return Ok(());
+    }
+    let (mut low, mut high) = (offset as i128, offset as i128);
+    for (n, s) in shape.into_iter().zip(strides) {
+        let far = (n as i128 - 1) * s as i128;
+        low += far.min(0);
+        high += far.max(0);
+    }
+    if low < 0 || high >= available as i128 {
+        let needed = usize::try_from(high + 1).unwrap_or(usize::MAX);
+        return Err(Error::OutOfBounds { tensor, needed, available });
+    }
+    Ok(())
+}
+
+/// Rows do not overlap if, from the smallest stride up, each stride passes over everything before it.
+fn check_disjoint(shape: [usize; 4], strides: [usize; 4], tensor: &'static str) -> Result<(), Error> {
+    let refuse = |message: &str| Err(Error::Layout { tensor, message: format!("{message} (shape {shape:?}, strides {strides:?})") });
+    if shape.contains(&0) {
+        return Ok(());
+    }
+    if shape[3] > 1 && strides[3] != 1 {
+        return refuse("the last dimension of an output must be contiguous");
+    }
+    let mut dims: Vec<usize> = (0..3).filter(|&d| shape[d] > 1).collect();
+    dims.sort_by_key(|&d| strides[d]);
+    let mut covered = shape[3];
+    for d in dims {
+        if strides[d] < covered {
+            return refuse("rows of an output overlap");
+        }
+        covered += (shape[d] - 1) * strides[d];
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strides_reach_only_what_is_there() {
+        let data = [0.0f32; 24];
+        assert!(Strided::contiguous(&data, [1, 2, 3, 4], "q").is_ok());
+        assert!(matches!(
+            Strided::contiguous(&data, [1, 2, 3, 5], "q"),
+            Err(Error::OutOfBounds { tensor: "q", needed: 30, available: 24 })
+        ));
+        assert!(Strided::new(&data, 0, [1, 1, 1, 4], [0, 0, 0, -1], "q").is_err());
+        let flipped = Strided::new(&[1.0f32, 2.0, 3.0], 2, [1, 1, 1, 3], [0, 0, 0, -1], "q").unwrap();
+        assert_eq!([0, 1, 2].map(|d| flipped.at([0, 0, 0, d])), [3.0, 2.0, 1.0]);
+    }
+
+    #[test]
+    fn overlapping_outputs_are_refused() {
+        let mut data = [0.0f32; 24];
+        assert!(StridedMut::new(&mut data, [1, 2, 3, 4], [24, 4, 8, 1], "o").is_ok());
+        assert!(StridedMut::new(&mut data, [1, 2, 3, 4], [24, 0, 8, 1], "o").is_err());
+        assert!(StridedMut::new(&mut data, [1, 1, 3, 4], [24, 0, 2, 1], "o").is_err());
+        assert!(StridedMut::new(&mut data, [1, 1, 3, 4], [24, 0, 4, 2], "o").is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "claimed twice")]
+    fn a_piece_is_claimed_once() {
+        let mut data = [0.0f32; 24];
+        let mut out = StridedMut::contiguous(&mut data, [1, 2, 3, 4], "o").unwrap();
+        let pieces = [0..2, 2..3];
+        let rows = DisjointRows::new(&mut out, &pieces);
+        let _first = rows.claim(0, 1, 1);
+        let _second = rows.claim(0, 1, 1);
+    }
+}
