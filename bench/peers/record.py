@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,6 @@ def header(arguments, families):
             "quick": arguments.quick, "families": families, "runs": arguments.runs, "warmups": arguments.warmups,
             "pause_s": arguments.pause, "seed": arguments.seed, "huge_pages": arguments.huge_pages,
         },
-        "ceilings": [],
         "rows": [],
     }  # fmt: skip
 
@@ -56,6 +56,23 @@ def cpuinfo():
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+
+
+def busy(seconds=0.2):
+    """The share of all processors that other programs use while we sleep, None where nobody knows."""
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        idle, total = (after - b for after, b in zip(ticks(), before))
+    except OSError:
+        return None
+    return 1 - idle / total if total else None
+
+
+def ticks():
+    """Idle time and all time of all processors, in ticks since the machine started."""
+    counts = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return counts[3] + counts[4], sum(counts)
 
 
 def chosen(path):

@@ -103,35 +103,30 @@ def start(arguments, folder):
 
 
 def measure_all(arguments, peers, record, folder):
-    """Every row in turn; the ceilings are read again before each family."""
+    """Every row in turn."""
     record["software"]["level"] = peers["regard"].ask(op="hello")["level"]
-    family = None
     for row in rows(arguments.rows, arguments.quick):
-        if row.family != family:
-            family = row.family
-            ceilings = peers["regard"].ask(op="ceilings", threads=arguments.threads)
-            record["ceilings"].append({"before": family} | ceilings)
         say(str(row))
-        record["rows"].append(described(row, arguments) | attempt(row, arguments, peers, ceilings, folder))
+        record["rows"].append(described(row) | attempt(row, arguments, peers, folder))
         if arguments.output:
             records.save(record, arguments.output)
 
 
-def described(row, arguments):
+def described(row):
     """The row's own fields."""
     return {"name": str(row)} | asdict(row) | {"flops": row.flops, "bytes": row.bytes}
 
 
-def attempt(row, arguments, peers, ceilings, folder):
+def attempt(row, arguments, peers, folder):
     """The row's results, or why there are none."""
     try:
-        return measured(row, arguments, peers, ceilings, folder)
+        return measured(row, arguments, peers, folder)
     except (RuntimeError, AssertionError, OSError) as error:
         say(f"  failed: {error}")
         return {"failed": str(error)}
 
 
-def measured(row, arguments, peers, ceilings, folder):
+def measured(row, arguments, peers, folder):
     """Loads, compares, then times a row."""
     running = contenders(row, arguments.peers, arguments.threads)
     path = folder / "inputs.safetensors"
@@ -140,11 +135,20 @@ def measured(row, arguments, peers, ceilings, folder):
         peers[name].load(path)
     errors = compared(row, running, peers, path, arguments.threads)
     repeat = repeats(row, running, peers)
+    moment = now(peers["regard"], arguments.threads)
     seconds = interleaved(row, running, peers, repeat, arguments)
-    results = {c.label: records.summary(row, seconds[c.label], ceilings) | {"error": errors[c.label]} for c in running}
+    results = {c.label: records.summary(row, seconds[c.label], moment) | {"error": errors[c.label]} for c in running}
     mine = results["regard"]["median_s"]
     faster = {label: result["median_s"] / mine for label, result in results.items() if label != "regard"}
-    return {"repeat": repeat, "results": results, "times_faster": faster}
+    return {"repeat": repeat, "moment": moment, "results": results, "times_faster": faster}
+
+
+def now(regard, threads):
+    """The machine at this moment: what others use of it, and its ceilings."""
+    busy = records.busy()
+    if busy is not None and busy > 0.05:
+        say(f"  warning: other programs use {busy:.0%} of the processors")
+    return {"busy": busy} | regard.ask(op="ceilings", threads=threads)
 
 
 def inputs(row, seed):

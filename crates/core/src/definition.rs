@@ -31,7 +31,10 @@ impl Problem<'_> {
             until: rules.until.map(<[_]>::to_vec),
             key_bias: self.all_key_biases().map(|bias| bias.iter().map(|&x| f64::from(x)).collect()),
             mask: self.dense_mask().map(|mask| dense(mask.shape(), |at| mask.at(at) != 0)),
-            bias: self.bias().map(|bias| dense(bias.shape(), |at| f64::from(bias.at(at)))),
+            bias: self.bias().zip(self.bias_repeats()).map(|(bias, [b, h])| {
+                let [_, _, n, m] = bias.shape();
+                dense([b, h, n, m], |at| f64::from(bias.at(at)))
+            }),
             alibi: self.has_alibi(),
             softcap: self.softcap().map(f64::from),
             dropout: self.dropout().map(|d| oracle::Dropout { probability: f64::from(d.probability), seed: d.seed, step: d.step }),

@@ -333,7 +333,7 @@ impl Definition {
 
     /// Gradients for `d_o`, `[B, H, N, Dv]`. Panics if a tensor does not have its documented size.
     pub fn backward(&self, d_o: &[f64]) -> Gradients {
-        EXACT.backward(self, d_o)
+        EXACT.backward(self, d_o, None)
     }
 
     /// Every `[b, h, i]` in the order of `[B, H, N]`.
@@ -535,6 +535,11 @@ fn dot<T: Real>(a: &[f64], b: &[f64]) -> T {
     a.iter().zip(b).fold(T::from_f64(0.0), |sum, (&x, &y)| sum + T::from_f64(x) * T::from_f64(y))
 }
 
+/// The largest absolute summand of a dot product.
+fn largest_product(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| (x * y).abs()).fold(0.0, f64::max)
+}
+
 /// A summand, and its size for `largest_term`: larger than its absolute value if it is itself a difference that cancels.
 #[derive(Clone, Copy)]
 struct Term<T> {
@@ -685,23 +690,26 @@ impl<T: Real> Arithmetic<T> {
         forward
     }
 
-    fn backward(&self, definition: &Definition, d_o: &[f64]) -> Gradients {
+    /// Gradients for `d_o`; `D` is computed from `o` where it is given, else from the output of these numbers.
+    fn backward(&self, definition: &Definition, d_o: &[f64], o: Option<&[f64]>) -> Gradients {
         definition.assert_sizes();
         let mut sums = GradientSums::new(definition);
         assert_eq!(d_o.len(), definition.batch * definition.heads * definition.queries * definition.dv, "d_o is [B, H, N, Dv]");
         for row in definition.rows().filter_map(|[b, h, i]| definition.row(b, h, i)) {
-            self.backward_row(&row, vector(d_o, row.query_index(), definition.dv), &mut sums);
+            let attended = self.attend(&row);
+            let own = self.output(&row, &attended).rounded(self.round);
+            let o = o.map_or(&own[..], |o| vector(o, row.query_index(), definition.dv));
+            self.backward_row(&row, attended, [vector(d_o, row.query_index(), definition.dv), o], &mut sums);
         }
         sums.rounded(self.round)
     }
 
-    fn backward_row(&self, row: &Row<'_>, d_o: &[f64], sums: &mut GradientSums<T>) {
-        let attended = self.attend(row);
-        let o = self.output(row, &attended).rounded(self.round);
-        let delta: T = dot(d_o, &o);
+    fn backward_row(&self, row: &Row<'_>, attended: Attended<T>, [d_o, o]: [&[f64]; 2], sums: &mut GradientSums<T>) {
+        let delta: T = dot(d_o, o);
         for (j, weight) in attended.weights {
             let d_weight = row.kept::<T>(j) * dot(d_o, row.value(j));
-            let size = delta.to_f64().abs().max(d_weight.to_f64().abs());
+            let parts = [delta.to_f64().abs(), d_weight.to_f64().abs(), largest_product(d_o, row.value(j)), largest_product(d_o, o)];
+            let size = parts.into_iter().fold(0.0, f64::max);
             let d_score = Term { value: d_weight - delta, size }.times(weight);
             let d_capped = d_score.times(row.cap_slope(j));
             let d_raw = Term { value: (self.round)(d_capped.value), ..d_capped }.times(row.scale());
@@ -721,7 +729,12 @@ impl<T: Real> Arithmetic<T> {
 /// and so are `o`, `dq`, `dk` and `dv`. Gradients are those for `d_o`, `[B, H, N, Dv]`, if given.
 pub fn plain(definition: &Definition, d_o: Option<&[f64]>, storage: Storage, weights: Weights) -> (Forward, Option<Gradients>) {
     let single = Arithmetic { round: storage.rounding(), weights };
-    (single.forward(definition), d_o.map(|d_o| single.backward(definition, d_o)))
+    (single.forward(definition), d_o.map(|d_o| single.backward(definition, d_o, None)))
+}
+
+/// The gradients of [`plain`] when the output that a backward pass is given, `o [B, H, N, Dv]`, is not its own.
+pub fn plain_gradients(definition: &Definition, d_o: &[f64], o: &[f64], storage: Storage, weights: Weights) -> Gradients {
+    Arithmetic::<f32> { round: storage.rounding(), weights }.backward(definition, d_o, Some(o))
 }
 
 /// [`plain`] for some rows of head `[b, h]`, the counterpart of [`Definition::forward_rows`].

@@ -138,6 +138,7 @@ pub struct Problem<'a> {
     pub(crate) sight: Sight<'a>,
     pub(crate) dims: Dims,
     scores: Scores<'a>,
+    bias_repeats: Option<[usize; 2]>,
     slopes: Vec<f32>,
 }
 
@@ -164,9 +165,10 @@ impl<'a> Problem<'a> {
                 return Err(Error::Dtype { tensor, found: view.dtype(), expected: q.dtype() });
             }
         }
+        let bias_repeats = scores.bias.map(|bias| [bias.shape()[0], bias.shape()[1]]);
         let (sight, scores) = (sight.checked(&dims)?, scores.checked(&dims)?);
         let slopes = if scores.alibi { alibi_slopes(heads) } else { Vec::new() };
-        Ok(Problem { q, k, v, sight, dims, scores, slopes })
+        Ok(Problem { q, k, v, sight, dims, scores, bias_repeats, slopes })
     }
 
     /// Its sizes.
@@ -204,6 +206,11 @@ impl<'a> Problem<'a> {
 
     pub(crate) fn bias(&self) -> Option<View<'a>> {
         self.scores.bias
+    }
+
+    /// Batch rows and heads of the bias as the caller gave it, before it was repeated.
+    pub(crate) fn bias_repeats(&self) -> Option<[usize; 2]> {
+        self.bias_repeats
     }
 
     pub(crate) fn dense_mask(&self) -> Option<Strided<'a, u8>> {

@@ -153,7 +153,7 @@ impl<T: Copy> Strided<'_, T> {
 impl<T: Element> Strided<'_, T> {
     /// Writes row `n` of head `h` as f32 to the front of `into`.
     #[inline(always)]
-    fn widen_row<S: Lanes>(&self, s: S, [b, h, n]: [usize; 3], into: &mut [f32]) {
+    pub(crate) fn widen_row<S: Lanes>(&self, s: S, [b, h, n]: [usize; 3], into: &mut [f32]) {
         let length = self.shape[3];
         let Some(row) = self.row(b, h, n) else {
             for (d, x) in into[..length].iter_mut().enumerate() {

@@ -6,7 +6,7 @@
 //! | `{"op":"load","file":PATH}` | `{}`; reads `q k v` and, if there, `do` (safetensors, f32 or bf16) |
 //! | `{"op":"forward"\|"backward"\|"decode", "causal":…, "threads":…, "repeat":…}` | `{"seconds":…}`, the mean of `repeat` calls |
 //! | `{"op":"write","file":PATH}` | `{}`; writes `o` of the last pass and, after `backward`, `dq dk dv` |
-//! | `{"op":"ceilings","threads":…}` | `{"fma_gflops":…, "bf16_gflops":…, "read_gbps":…, "pages":…}`, `null` where unknown |
+//! | `{"op":"ceilings","threads":…}` | `{"fma_gflops":…, "bf16_gflops":…, "read_gbps":…}`, `null` where unknown |
 //!
 //! `backward` is forward and backward together. A request that fails is answered `{"error":…}` and the program goes on.
 //! Only the pass itself is timed: buffers are allocated and inputs are laid out while loading.

@@ -58,8 +58,6 @@ pub struct Ceilings {
     pub fma_gflops: Option<f64>,
     pub bf16_gflops: Option<f64>,
     pub read_gbps: Option<f64>,
-    /// Kind of memory pages that `read_gbps` was read with.
-    pub pages: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -1,137 +1,117 @@
 //! The calls into Regard's kernels: the only file here that knows their interface.
-//!
-//! TODO, until the kernels of `regard-core` exist: a plain, serial attention stands in for them, so that everything
-//! around this file can run. Replace the bodies of `level`, `ceilings`, `forward` and `forward_backward`, and delete
-//! everything below the line that says so.
 
-use half::bf16;
 use peer_protocol::{Ceilings, Data, Inputs, Result, Tensor};
+use regard_core::simd::ceiling;
+use regard_core::{
+    Output, Par, Problem, Saved, Scores, Sight, Strided, StridedMut, View, ViewMut, exact,
+};
 
-/// Gradients of the inputs, in the inputs' storage type.
-pub struct Gradients {
+/// What the passes write: allocated once, while loading.
+pub struct Buffers {
+    pub o: Tensor,
     pub dq: Tensor,
     pub dk: Tensor,
     pub dv: Tensor,
+    lse: Vec<f32>,
 }
 
-impl Gradients {
-    pub fn zeros_like(inputs: &Inputs) -> Self {
+impl Buffers {
+    pub fn for_inputs(inputs: &Inputs) -> Self {
         let zeros = |tensor: &Tensor| Tensor::zeros_like(tensor.shape, &tensor.data);
+        let o = Tensor::zeros_like(inputs.output_shape(), &inputs.q.data);
+        let lse = vec![0.0; o.shape[..3].iter().product()];
         Self {
+            o,
             dq: zeros(&inputs.q),
             dk: zeros(&inputs.k),
             dv: zeros(&inputs.v),
+            lse,
         }
     }
 }
 
 /// The SIMD level the kernels chose, for the record.
 pub fn level() -> Option<String> {
-    Some("stand-in".into())
+    Some(Par::default().level_in_use().to_string())
 }
 
 /// The machine's limits, measured now in the pool of the caller.
-pub fn ceilings(_threads: usize) -> Ceilings {
-    Ceilings::default()
+pub fn ceilings(threads: usize) -> Ceilings {
+    let par = Par::default().threads(threads);
+    Ceilings {
+        fma_gflops: Some(ceiling::fma_gflops(par)),
+        bf16_gflops: ceiling::bf16_gflops(par),
+        read_gbps: Some(ceiling::read_gbps(par)),
+    }
 }
 
 /// `o = softmax(q kᵀ / √D) v`; also used for decoding, where `q` has one row. Runs in the pool of the caller.
-pub fn forward(inputs: &Inputs, causal: bool, o: &mut Tensor) -> Result<()> {
-    store(&plain(inputs, causal)?.o, o);
+pub fn forward(inputs: &Inputs, causal: bool, buffers: &mut Buffers) -> Result<()> {
+    let o = view_mut(&mut buffers.o)?;
+    exact::forward(
+        &problem(inputs, causal)?,
+        &mut Output { o, lse: None },
+        Par::default(),
+    )?;
     Ok(())
 }
 
 /// `o` and the gradients of `q`, `k`, `v` for the given `do`.
-pub fn forward_backward(
-    inputs: &Inputs,
-    causal: bool,
-    o: &mut Tensor,
-    gradients: &mut Gradients,
-) -> Result<()> {
-    let result = plain(inputs, causal)?;
-    store(&result.o, o);
-    store(&result.dq, &mut gradients.dq);
-    store(&result.dk, &mut gradients.dk);
-    store(&result.dv, &mut gradients.dv);
+pub fn forward_backward(inputs: &Inputs, causal: bool, buffers: &mut Buffers) -> Result<()> {
+    let (problem, par) = (problem(inputs, causal)?, Par::default());
+    let o = view_mut(&mut buffers.o)?;
+    exact::forward(
+        &problem,
+        &mut Output {
+            o,
+            lse: Some(&mut buffers.lse),
+        },
+        par,
+    )?;
+    let d_o = view(inputs.d_o.as_ref().ok_or("do is not loaded")?)?;
+    let saved = Saved {
+        o: view(&buffers.o)?,
+        lse: &buffers.lse,
+        d_o,
+    };
+    let mut gradients = regard_core::Gradients {
+        dq: Some(view_mut(&mut buffers.dq)?),
+        dk: Some(view_mut(&mut buffers.dk)?),
+        dv: Some(view_mut(&mut buffers.dv)?),
+        ..Default::default()
+    };
+    exact::backward(&problem, &saved, &mut gradients, par)?;
     Ok(())
 }
 
-// ---- Everything below goes when the kernels come. ----
-
-struct Plain {
-    o: Vec<f32>,
-    dq: Vec<f32>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-}
-
-fn plain(inputs: &Inputs, causal: bool) -> Result<Plain> {
-    let [batch, heads, n, d] = inputs.q.shape;
-    let [_, groups, m, dv] = inputs.v.shape;
-    let (q, k, v) = (widened(&inputs.q), widened(&inputs.k), widened(&inputs.v));
-    let d_o = inputs.d_o.as_ref().map(widened);
-    let mut out = Plain {
-        o: vec![0.0; batch * heads * n * dv],
-        dq: vec![0.0; q.len()],
-        dk: vec![0.0; k.len()],
-        dv: vec![0.0; v.len()],
+fn problem(inputs: &Inputs, causal: bool) -> Result<Problem<'_>> {
+    let sight = if causal {
+        Sight::causal()
+    } else {
+        Sight::full()
     };
-    let scale = 1.0 / (d as f32).sqrt();
-    for row in 0..batch * heads * n {
-        let (head, i) = (row / n, row % n);
-        let group = head / heads * groups + head % heads / (heads / groups);
-        let seen = if causal {
-            (i + 1 + m).saturating_sub(n)
-        } else {
-            m
-        };
-        let qi = &q[row * d..][..d];
-        let key = |j: usize| (group * m + j) * d..(group * m + j + 1) * d;
-        let value = |j: usize| (group * m + j) * dv..(group * m + j + 1) * dv;
-        let scores: Vec<f32> = (0..seen).map(|j| scale * dot(qi, &k[key(j)])).collect();
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f32 = scores.iter().map(|s| (s - max).exp()).sum();
-        let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp() / sum).collect();
-        let oi = &mut out.o[row * dv..][..dv];
-        for (j, &p) in weights.iter().enumerate() {
-            add(oi, p, &v[value(j)]);
-        }
-        let Some(d_o) = &d_o else { continue };
-        let doi = &d_o[row * dv..][..dv];
-        let delta = dot(doi, oi);
-        for (j, &p) in weights.iter().enumerate() {
-            let ds = scale * p * (dot(doi, &v[value(j)]) - delta);
-            add(&mut out.dv[value(j)], p, doi);
-            add(&mut out.dk[key(j)], ds, qi);
-            add(&mut out.dq[row * d..][..d], ds, &k[key(j)]);
-        }
-    }
-    Ok(out)
+    let [q, k, v] = [view(&inputs.q)?, view(&inputs.k)?, view(&inputs.v)?];
+    Ok(Problem::new(q, k, v, sight, Scores::new())?)
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
+fn view(tensor: &Tensor) -> Result<View<'_>> {
+    Ok(match &tensor.data {
+        Data::F32(values) => Strided::contiguous(&values[..], tensor.shape, "tensor")?.into(),
+        Data::Bf16(values) => Strided::contiguous(&values[..], tensor.shape, "tensor")?.into(),
+    })
 }
 
-fn add(into: &mut [f32], weight: f32, values: &[f32]) {
-    into.iter_mut()
-        .zip(values)
-        .for_each(|(x, y)| *x += weight * y);
-}
-
-fn widened(tensor: &Tensor) -> Vec<f32> {
-    match &tensor.data {
-        Data::F32(values) => values.to_vec(),
-        Data::Bf16(values) => values.iter().map(|x| x.to_f32()).collect(),
-    }
-}
-
-fn store(from: &[f32], into: &mut Tensor) {
-    match &mut into.data {
-        Data::F32(values) => values.copy_from_slice(from),
-        Data::Bf16(values) => values
-            .iter_mut()
-            .zip(from)
-            .for_each(|(x, y)| *x = bf16::from_f32(*y)),
-    }
+fn view_mut(tensor: &mut Tensor) -> Result<ViewMut<'_>> {
+    Ok(match &mut tensor.data {
+        Data::F32(values) => ViewMut::F32(StridedMut::contiguous(
+            &mut values[..],
+            tensor.shape,
+            "output",
+        )?),
+        Data::Bf16(values) => ViewMut::Bf16(StridedMut::contiguous(
+            &mut values[..],
+            tensor.shape,
+            "output",
+        )?),
+    })
 }

@@ -9,7 +9,7 @@ use peer_protocol::{
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::engine::Gradients;
+use crate::engine::Buffers;
 
 fn main() -> Result<()> {
     serve(Regard::default())
@@ -24,9 +24,7 @@ struct Regard {
 
 struct Loaded {
     inputs: Inputs,
-    o: Tensor,
-    /// Set by the first backward pass.
-    gradients: Option<Gradients>,
+    buffers: Buffers,
     last: Pass,
 }
 
@@ -36,11 +34,10 @@ impl Engine for Regard {
     }
 
     fn load(&mut self, inputs: Inputs) -> Result<()> {
-        let o = Tensor::zeros_like(inputs.output_shape(), &inputs.q.data);
+        let buffers = Buffers::for_inputs(&inputs);
         self.loaded = Some(Loaded {
             inputs,
-            o,
-            gradients: None,
+            buffers,
             last: Pass::Forward,
         });
         Ok(())
@@ -54,13 +51,13 @@ impl Engine for Regard {
     }
 
     fn outputs(&self) -> Result<Vec<(&'static str, &Tensor)>> {
-        let loaded = self.loaded.as_ref().ok_or("nothing is loaded")?;
-        let mut outputs = vec![("o", &loaded.o)];
-        if let (Pass::Backward, Some(gradients)) = (loaded.last, &loaded.gradients) {
+        let Loaded { buffers, last, .. } = self.loaded.as_ref().ok_or("nothing is loaded")?;
+        let mut outputs = vec![("o", &buffers.o)];
+        if *last == Pass::Backward {
             outputs.extend([
-                ("dq", &gradients.dq),
-                ("dk", &gradients.dk),
-                ("dv", &gradients.dv),
+                ("dq", &buffers.dq),
+                ("dk", &buffers.dk),
+                ("dv", &buffers.dv),
             ]);
         }
         Ok(outputs)
@@ -74,20 +71,13 @@ impl Engine for Regard {
 impl Loaded {
     fn run(&mut self, pass: Pass, call: &Call) -> Result<f64> {
         self.last = pass;
-        let Self { inputs, o, .. } = self;
-        match pass {
-            Pass::Forward | Pass::Decode => {
-                seconds_per_call(call.repeat, || engine::forward(inputs, call.causal, o))
-            }
-            Pass::Backward => {
-                let gradients = self
-                    .gradients
-                    .get_or_insert_with(|| Gradients::zeros_like(inputs));
-                seconds_per_call(call.repeat, || {
-                    engine::forward_backward(inputs, call.causal, o, gradients)
-                })
-            }
-        }
+        let Self {
+            inputs, buffers, ..
+        } = self;
+        seconds_per_call(call.repeat, || match pass {
+            Pass::Forward | Pass::Decode => engine::forward(inputs, call.causal, buffers),
+            Pass::Backward => engine::forward_backward(inputs, call.causal, buffers),
+        })
     }
 }
 

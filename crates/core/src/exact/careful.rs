@@ -4,6 +4,7 @@
 use super::dropout::Mask;
 use crate::Problem;
 use crate::sight::Scope;
+use std::ops::Range;
 
 /// The score of one pair in natural units; -inf where it is hidden.
 pub(super) fn score(problem: &Problem<'_>, scope: &Scope<'_>, [b, h, i]: [usize; 3], j: usize) -> f32 {
@@ -41,4 +42,15 @@ pub(super) fn row(problem: &Problem<'_>, scope: &Scope<'_>, at: [usize; 3], o: &
         }
     }
     maximum + sum.ln()
+}
+
+/// A rectangle of the weights of one head, row-major.
+pub(super) fn rectangle(problem: &Problem<'_>, lse: &[f32], [b, h]: [usize; 2], rows: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+    let dims = &problem.dims;
+    let weight = |i: usize, j: usize| {
+        let scope = problem.sight.scope(dims, problem.sight.sequence_of_query(b, i), h / dims.group());
+        let score = score(problem, &scope, [b, h, i], j);
+        if score == f32::NEG_INFINITY { 0.0 } else { (score - lse[(b * dims.heads + h) * dims.queries + i]).exp() }
+    };
+    rows.flat_map(|i| columns.clone().map(move |j| (i, j))).map(|(i, j)| weight(i, j)).collect()
 }

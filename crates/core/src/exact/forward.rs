@@ -184,7 +184,10 @@ impl<'a> Block<'a> {
         let (maximum, sum) = (scratch.maximum.take(count), scratch.sum.take(count));
         let mut lse = self.shared.lse.claim(self.b, self.h, self.piece);
         for (i, row) in acc.chunks_mut(width).enumerate() {
-            let seen = sum[i] != 0.0;
+            let seen = i < self.rows.len() && sum[i] != 0.0;
+            if !seen {
+                row.fill(0.0);
+            }
             let inverse = s.splat(if seen { 1.0 / sum[i] } else { 0.0 });
             let mut total = s.zero();
             for x in row.chunks_mut(S::N) {

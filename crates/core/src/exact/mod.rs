@@ -1,13 +1,19 @@
 //! Exact softmax attention, fused and tiled: nothing of size N×M is ever stored, forward or backward.
 
+mod backward;
 mod careful;
+mod dbias;
+mod decode;
 mod dropout;
 mod forward;
 mod pack;
 mod plan;
+mod received;
 mod score;
 
+use crate::problem::check_flat;
 use crate::{Error, Gradients, Output, Par, Problem, Saved};
+use std::ops::Range;
 
 /// Attention: `o = softmax(s) v` and, if wanted, `lse`.
 ///
@@ -15,7 +21,11 @@ use crate::{Error, Gradients, Output, Par, Problem, Saved};
 /// If an output does not fit the problem.
 pub fn forward(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
     out.check(&problem.dims, problem.q.dtype())?;
-    forward::run(problem, out, par);
+    if decode::suits(problem) {
+        decode::run(problem, out, par);
+    } else {
+        forward::run(problem, out, par);
+    }
     Ok(())
 }
 
@@ -25,18 +35,39 @@ fn flops(problem: &Problem<'_>) -> f64 {
     2.0 * (dims.batch * dims.heads) as f64 * dims.queries as f64 * dims.keys as f64 * (dims.dk + dims.dv) as f64
 }
 
-/// Backward pass.
+/// Gradients of `q`, `k`, `v` and of the biases, as far as `gradients` asks for them.
 ///
 /// # Errors
 /// If a saved value or a gradient does not fit the problem.
-pub fn backward(_problem: &Problem<'_>, _saved: &Saved<'_>, _gradients: &mut Gradients<'_>, _par: Par) -> Result<(), Error> {
-    unimplemented!()
+pub fn backward(problem: &Problem<'_>, saved: &Saved<'_>, gradients: &mut Gradients<'_>, par: Par) -> Result<(), Error> {
+    saved.check(&problem.dims)?;
+    gradients.check(&problem.dims, problem.bias_repeats())?;
+    backward::run(problem, saved, gradients, par);
+    Ok(())
 }
 
-/// Received attention `[B, H, M]`.
+/// Received attention `c_j = Σ_i A_ij`, `[B, H, M]`, before dropout, from the log-sum-exp `[B, H, N]` of a forward pass.
 ///
 /// # Errors
 /// If a slice does not fit the problem.
-pub fn received(_problem: &Problem<'_>, _lse: &[f32], _into: &mut [f32], _par: Par) -> Result<(), Error> {
-    unimplemented!()
+pub fn received(problem: &Problem<'_>, lse: &[f32], into: &mut [f32], par: Par) -> Result<(), Error> {
+    let heads = problem.dims.batch * problem.dims.heads;
+    check_flat("lse", Some(lse), heads * problem.dims.queries)?;
+    check_flat("received", Some(into), heads * problem.dims.keys)?;
+    received::run(problem, lse, into, par);
+    Ok(())
+}
+
+/// The rectangle `rows × columns` of the weights of one head, row-major, before dropout: for pictures.
+///
+/// # Errors
+/// If the log-sum-exp does not fit the problem, or the rectangle reaches outside.
+pub fn weights(problem: &Problem<'_>, lse: &[f32], [b, h]: [usize; 2], rows: Range<usize>, columns: Range<usize>) -> Result<Vec<f32>, Error> {
+    let dims = &problem.dims;
+    check_flat("lse", Some(lse), dims.batch * dims.heads * dims.queries)?;
+    if b >= dims.batch || h >= dims.heads || rows.end > dims.queries || columns.end > dims.keys {
+        let message = format!("batch row {b}, head {h}, rows {rows:?}, columns {columns:?} reach outside {dims:?}");
+        return Err(Error::Value { name: "weights", message });
+    }
+    Ok(careful::rectangle(problem, lse, [b, h], rows, columns))
 }

@@ -79,6 +79,13 @@ impl Keys {
             Keys::Run(range) | Keys::Gathered(range) => range.len(),
         }
     }
+
+    /// Start of the range.
+    pub(super) fn first(&self) -> usize {
+        match self {
+            Keys::Run(range) | Keys::Gathered(range) => range.start,
+        }
+    }
 }
 
 /// What a panel of queries sees of a tile of keys.

@@ -1,8 +1,9 @@
 //! Logits of one register tile: `R` keys by two registers of queries, in units of log2.
 //!
-//! In the plain variants the accumulator starts at `-m` (the running maximum, or the log-sum-exp in the backward pass)
-//! plus the key's bias, and `scale·log2 e` is folded into Q, so the tile comes out ready for `exp2`. Soft-cap, ALiBi and
-//! dense biases come after the product.
+//! `scale·log2 e` is folded into Q, so that the product needs only its offset (minus the running maximum, or minus the
+//! log-sum-exp in the backward pass) to be ready for `exp2`. The sum starts at 0, or at the key's bias, and takes the offset
+//! last: starting at the offset would save an operation and cost the bits that partial sums of that size lose. Soft-cap,
+//! ALiBi and dense biases come after the product.
 
 use super::dropout::Mask;
 use super::plan::Facts;
@@ -116,13 +117,17 @@ impl Meeting<'_> {
         let k = Rows::new(&self.k.data[key * self.k.row..], self.k.row, 1);
         let qt = Rows::new(self.qt, 0, 2 * S::N);
         if !V::RICH {
-            let mut start = [offset; R];
+            let mut start = [[s.zero(); 2]; R];
             if V::BIASED {
                 for (row, bias) in start.iter_mut().zip(&self.facts.bias[key..key + R]) {
-                    *row = [s.add(row[0], s.splat(*bias)), s.add(row[1], s.splat(*bias))];
+                    *row = [s.splat(*bias); 2];
                 }
             }
-            return (product::<S, R, 2>(s, start, k, qt, self.dk), None);
+            let mut x = product::<S, R, 2>(s, start, k, qt, self.dk);
+            for row in &mut x {
+                *row = [s.add(row[0], offset[0]), s.add(row[1], offset[1])];
+            }
+            return (x, None);
         }
         let mut x = product::<S, R, 2>(s, [[s.zero(); 2]; R], k, qt, self.dk);
         let slopes = match self.extras.softcap {

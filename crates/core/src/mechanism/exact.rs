@@ -104,6 +104,10 @@ impl Config for Exact {
     fn remembered(&self) -> Option<(usize, usize)> {
         None
     }
+
+    fn without_window(&self) -> Self {
+        self.clone()
+    }
 }
 
 /// An option above zero.

@@ -73,4 +73,8 @@ impl Config for Local {
     fn remembered(&self) -> Option<(usize, usize)> {
         Some((self.window, self.sinks))
     }
+
+    fn without_window(&self) -> Self {
+        Local { window: usize::MAX, ..self.clone() }
+    }
 }

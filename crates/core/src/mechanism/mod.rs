@@ -111,8 +111,12 @@ pub trait Config: Default + Clone + std::fmt::Debug {
     /// If the inputs do not fit.
     fn problem<'a>(&self, inputs: &Inputs<'a>, pass: Pass) -> Result<Problem<'a>, Error>;
 
-    /// How many keys of the past a step can see: a window and sinks, or everything.
+    /// How many keys a step can see: a window and sinks, or everything.
     fn remembered(&self) -> Option<(usize, usize)>;
+
+    /// The same over a state that holds only what a step can see.
+    #[must_use]
+    fn without_window(&self) -> Self;
 }
 
 /// Makes the enum of mechanisms and everything that walks it.
@@ -153,6 +157,10 @@ macro_rules! mechanisms {
             /// If the inputs do not fit.
             pub fn problem<'a>(&self, inputs: &Inputs<'a>, pass: Pass) -> Result<Problem<'a>, Error> {
                 match self { $(Mechanism::$variant(config) => config.problem(inputs, pass)),+ }
+            }
+
+            fn without_window(&self) -> Self {
+                match self { $(Mechanism::$variant(config) => Mechanism::$variant(config.without_window())),+ }
             }
 
             fn remembered(&self) -> Option<(usize, usize)> {

@@ -1,11 +1,12 @@
 //! Decoding one sequence token by token: what a mechanism remembers, and its step.
 //!
-//! Exact attention remembers every key; a window remembers a ring of `window` keys and the sinks, so its bytes stop
+//! Exact attention remembers every key. A window remembers a ring of `window` keys and the sinks, so its bytes stop
 //! growing. Keys and values are kept in f32.
 
-use super::{Config, Inputs, Local, Mechanism, Pass};
-use crate::view::{Strided, StridedMut, View, ViewMut};
-use crate::{Error, Output, Par, Sight};
+use super::{Inputs, Mechanism, Pass};
+use crate::problem::expect;
+use crate::view::{Strided, View};
+use crate::{Alignment, Error, Output, Par, Sight};
 
 /// The next token of one sequence (`B = 1`, `N = 1`).
 #[derive(Debug, Clone, Copy)]
@@ -30,27 +31,182 @@ pub struct Token<'a> {
 #[derive(Debug, Clone)]
 pub struct State {
     mechanism: Mechanism,
+    /// Tokens taken in so far.
+    tokens: usize,
+    keys: Rows<f32>,
+    values: Rows<f32>,
+    biases: Option<Rows<f32>>,
+    lifetimes: Option<Rows<i64>>,
+}
+
+/// Rows of every kv head, `[heads][capacity][width]`, of which the first are in use.
+#[derive(Debug, Clone)]
+struct Rows<T> {
+    data: Vec<T>,
+    heads: usize,
+    width: usize,
+    capacity: usize,
+}
+
+impl<T: Copy + Default> Rows<T> {
+    fn new(heads: usize, width: usize) -> Self {
+        Rows { data: Vec::new(), heads, width, capacity: 0 }
+    }
+
+    /// Makes room for entry `slot`, doubling up to `limit`.
+    fn reserve(&mut self, slot: usize, limit: usize) {
+        if slot < self.capacity {
+            return;
+        }
+        let capacity = (2 * self.capacity).max(64).max(slot + 1).min(limit.max(slot + 1));
+        let mut data = vec![T::default(); self.heads * capacity * self.width];
+        if self.capacity > 0 {
+            for (to, from) in data.chunks_mut(capacity * self.width).zip(self.data.chunks(self.capacity * self.width)) {
+                to[..from.len()].copy_from_slice(from);
+            }
+        }
+        (self.data, self.capacity) = (data, capacity);
+    }
+
+    /// Entry `slot` of head `g`.
+    fn entry(&mut self, g: usize, slot: usize) -> &mut [T] {
+        &mut self.data[(g * self.capacity + slot) * self.width..][..self.width]
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&self.data[..])
+    }
 }
 
 impl State {
     /// Bytes held for keys, values and what belongs to them.
     pub fn bytes(&self) -> usize {
-        unimplemented!()
+        let side = self.biases.as_ref().map_or(0, Rows::bytes) + self.lifetimes.as_ref().map_or(0, Rows::bytes);
+        self.keys.bytes() + self.values.bytes() + side
     }
+
+    /// Tokens taken in so far; not the number of keys held.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Takes in keys `[1, G, T, Dk]` and values `[1, G, T, Dv]` that come before the next token, with their biases and
     /// lifetimes `[G, T]`.
     ///
     /// # Errors
-    /// If shapes do not fit.
-    pub fn prefill(&mut self, _k: View<'_>, _v: View<'_>, _key_bias: Option<&[f32]>, _until: Option<&[i64]>) -> Result<(), Error> {
-        unimplemented!()
+    /// If shapes do not fit one another or what is held.
+    pub fn prefill(&mut self, k: View<'_>, v: View<'_>, key_bias: Option<&[f32]>, until: Option<&[i64]>) -> Result<(), Error> {
+        let [_, heads, count, dk] = k.shape();
+        let dv = v.shape()[3];
+        expect("k", k.shape(), [1, heads, count, dk])?;
+        expect("v", v.shape(), [1, heads, count, dv])?;
+        check_rows("key_bias", key_bias.map(<[_]>::len), heads * count)?;
+        check_rows("until", until.map(<[_]>::len), heads * count)?;
+        if self.tokens == 0 {
+            (self.keys, self.values) = (Rows::new(heads, dk), Rows::new(heads, dv));
+            self.biases = key_bias.map(|_| Rows::new(heads, 1));
+            self.lifetimes = until.map(|_| Rows::new(heads, 1));
+        }
+        let held = [self.keys.heads, self.keys.width, self.values.width];
+        if held != [heads, dk, dv] {
+            return Err(Error::Shape { tensor: "heads, Dk, Dv", found: vec![heads, dk, dv], expected: held.to_vec() });
+        }
+        if self.biases.is_some() != key_bias.is_some() || self.lifetimes.is_some() != until.is_some() {
+            return Err(Error::Combination("key_bias and until come with every token of a sequence or with none".into()));
+        }
+        for n in 0..count {
+            self.put([&k, &v], (key_bias, until), n);
+        }
+        Ok(())
     }
-    /// Takes in one token and attends with its query; `out` has `N = 1`.
+
+    fn put(&mut self, [k, v]: [&View<'_>; 2], (key_bias, until): (Option<&[f32]>, Option<&[i64]>), n: usize) {
+        let (slot, limit) = (self.slot(), self.limit());
+        let count = k.shape()[2];
+        for (rows, view) in [(&mut self.keys, k), (&mut self.values, v)] {
+            rows.reserve(slot, limit);
+            for g in 0..rows.heads {
+                rows.entry(g, slot).iter_mut().enumerate().for_each(|(d, x)| *x = view.at([0, g, n, d]));
+            }
+        }
+        put_side(&mut self.biases, key_bias, (n, count), (slot, limit));
+        put_side(&mut self.lifetimes, until, (n, count), (slot, limit));
+        self.tokens += 1;
+    }
+
+    /// Most keys that are ever held.
+    fn limit(&self) -> usize {
+        self.mechanism.remembered().map_or(usize::MAX, |(window, sinks)| window.saturating_add(sinks))
+    }
+
+    /// The entry of the next token: the end, or the oldest of a full ring behind the sinks.
+    fn slot(&self) -> usize {
+        match self.mechanism.remembered() {
+            Some((window, sinks)) if self.tokens >= self.limit() => sinks + (self.tokens - sinks) % window,
+            _ => self.tokens,
+        }
+    }
+
+    /// Takes in one token and attends with its query; `out` has `N = 1` and an f32 `o`.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn step(&mut self, _token: &Token<'_>, _out: &mut Output<'_>, _par: Par) -> Result<(), Error> {
-        unimplemented!()
+    pub fn step(&mut self, token: &Token<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
+        self.prefill(token.k, token.v, token.key_bias, token.until)?;
+        let held = [self.tokens.min(self.limit())];
+        let room = self.keys.capacity;
+        let shape = |rows: &Rows<f32>| [1, rows.heads, room, rows.width];
+        let widened = widen(&token.q);
+        let q = Strided::contiguous(&widened, token.q.shape(), "q")?.into();
+        let k = Strided::contiguous(&self.keys.data, shape(&self.keys), "k")?.into();
+        let v = Strided::contiguous(&self.values.data, shape(&self.values), "v")?.into();
+        let bias = token.bias.map(|bias| (bias.shape()[1], padded(bias.shape(), room, |at| bias.at(at))));
+        let mask = token.mask.map(|mask| (mask.shape()[1], padded(mask.shape(), room, |at| mask.at(at))));
+        // A ring holds just what the query sees, in no particular order: no rule but the number of keys.
+        let ring = self.mechanism.remembered().is_some();
+        let mut inputs = Inputs::new(q, k, v, if ring { Sight::full() } else { Sight::causal() }.lengths(&held).lengths_q(&[1]));
+        inputs.key_bias = self.biases.as_ref().map(|rows| &rows.data[..]);
+        inputs.until = self.lifetimes.as_ref().map(|rows| &rows.data[..]);
+        if let Some((heads, values)) = &bias {
+            inputs.bias = Some(Strided::contiguous(values, [1, *heads, 1, room], "bias")?.into());
+        }
+        if let Some((heads, values)) = &mask {
+            inputs.sight = inputs.sight.mask(Strided::contiguous(values, [1, *heads, 1, room], "mask")?);
+        }
+        let problem = if ring { self.mechanism.without_window().problem(&inputs, Pass::default())? } else { self.mechanism.problem(&inputs, Pass::default())? };
+        crate::exact::forward(&problem, out, par)
+    }
+}
+
+fn widen(view: &View<'_>) -> Vec<f32> {
+    let [_, heads, _, width] = view.shape();
+    (0..heads).flat_map(|h| (0..width).map(move |d| (h, d))).map(|(h, d)| view.at([0, h, 0, d])).collect()
+}
+
+/// A row per head, lengthened to `room` keys.
+fn padded<T: Copy + Default>([_, heads, _, keys]: [usize; 4], room: usize, at: impl Fn([usize; 4]) -> T) -> Vec<T> {
+    let row = |h: usize| (0..room).map(move |j| (h, j));
+    (0..heads).flat_map(row).map(|(h, j)| if j < keys { at([0, h, 0, j]) } else { T::default() }).collect()
+}
+
+fn check_rows(tensor: &'static str, found: Option<usize>, expected: usize) -> Result<(), Error> {
+    match found {
+        Some(found) if found != expected => Err(Error::Shape { tensor, found: vec![found], expected: vec![expected] }),
+        _ => Ok(()),
+    }
+}
+
+/// Writes column `n` of `values [G, count]` to entry `slot` of every head.
+fn put_side<T: Copy + Default>(
+    rows: &mut Option<Rows<T>>,
+    values: Option<&[T]>,
+    (n, count): (usize, usize),
+    (slot, limit): (usize, usize),
+) {
+    let (Some(rows), Some(values)) = (rows, values) else { return };
+    rows.reserve(slot, limit);
+    for g in 0..rows.heads {
+        rows.entry(g, slot)[0] = values[g * count + n];
     }
 }
 
@@ -60,6 +216,16 @@ impl Mechanism {
     /// # Errors
     /// If the mechanism cannot step with its options.
     pub fn start(&self) -> Result<State, Error> {
-        unimplemented!()
+        if matches!(self, Mechanism::Exact(exact) if exact.alignment == Alignment::TopLeft) {
+            return Err(Error::Combination("steps are aligned bottom_right: alignment=top_left does not step".into()));
+        }
+        Ok(State {
+            mechanism: self.clone(),
+            tokens: 0,
+            keys: Rows::new(0, 0),
+            values: Rows::new(0, 0),
+            biases: None,
+            lifetimes: None,
+        })
     }
 }

@@ -138,8 +138,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     }
 }
 
-/// Coefficients of the degree-5 polynomial with the least relative error to `2^r` on `[0, 1)` (Remez, 7.5e-8).
-pub(crate) const EXP2_FLOOR: [f32; 6] = [0.999_999_94, 0.693_153_1, 0.240_153_61, 0.055_826_318, 0.008_989_34, 0.001_877_576_7];
+/// Coefficients of the degree-5 polynomial with the least relative error to `2^r` on `[0, 1)` among those that are exactly
+/// 1 at 0 (Remez, 8.2e-8): the weight of a row's largest key is exactly 1.
+pub(crate) const EXP2_FLOOR: [f32; 6] = [1.0, 0.693_151_3, 0.240_164_44, 0.055_799_913, 0.009_017_031, 0.001_867_13];
 /// `(2^r - 1) / r` on `[-1/2, 1/2]`, degree 5.
 const EXPM1_NEAREST: [f32; 6] =
     [0.693_147_2, 0.240_226_5, 0.055_504_09, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];

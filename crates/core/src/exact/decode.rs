@@ -1,0 +1,456 @@
+//! Decode: few queries over many keys, bound by reading K and V once.
+//!
+//! Values lie in the lanes, as they do in memory: up to four query rows (heads of a group, or several queries) share each
+//! row of K and V that is read. Keys are split into parts of fixed size that threads take; a part leaves its maximum, sum
+//! and unnormalised output, and the parts of a row are merged in order, so the bits do not depend on threads.
+
+use super::dropout::Mask;
+use crate::par::Jobs;
+use crate::problem::Output;
+use crate::sight::Scope;
+use crate::simd::{Aligned, Lanes, Task, dispatch};
+use crate::view::{DisjointRows, Element, StridedMut, Strided, View};
+use crate::{Par, Problem};
+use std::cell::RefCell;
+use std::f32::consts::{LN_2, LOG2_E};
+use std::ops::Range;
+
+/// Keys of a part.
+const PART: usize = 2048;
+/// Keys between two updates of the maximum.
+const STRIP: usize = 32;
+/// Query rows that share a read of K and V.
+const SHARE: usize = 4;
+/// Query rows per kv head up to which this path is taken.
+const FEW: usize = 8;
+
+/// Whether reading dominates: few query rows for each kv head.
+pub(super) fn suits(problem: &Problem<'_>) -> bool {
+    let dims = &problem.dims;
+    dims.queries * dims.group() <= FEW && dims.keys > 0 && dims.queries > 0 && problem.sight.offsets.is_none()
+}
+
+/// Runs the decode path; shapes are checked.
+pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
+    let dims = problem.dims;
+    let rows = dims.queries * dims.group();
+    let parts = dims.keys.div_ceil(PART);
+    let width = dims.dv + 2;
+    let caches = dims.batch * dims.kv_heads;
+    let mut values = vec![0.0f32; caches * parts * rows * width];
+    let mut partial = StridedMut::contiguous(&mut values, [1, caches, parts, rows * width], "parts").expect("parts are sized");
+    let pieces: Vec<Range<usize>> = (0..parts).map(|part| part..part + 1).collect();
+    let shared = Shared { problem, parts: DisjointRows::new(&mut partial, &pieces) };
+    par.run(caches * parts, super::flops(problem), |jobs| {
+        SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { shared: &shared, jobs, scratch }));
+    });
+    drop(shared);
+    merge(problem, &values, parts, out);
+}
+
+struct Shared<'a> {
+    problem: &'a Problem<'a>,
+    /// `[1, B·G, parts, rows·(Dv + 2)]`: output, maximum in units of log2, sum.
+    parts: DisjointRows<'a, f32>,
+}
+
+/// Working memory of a thread.
+#[derive(Default)]
+struct Scratch {
+    q: Aligned<f32>,
+    o: Aligned<f32>,
+    row: Aligned<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    jobs: &'a Jobs,
+    scratch: &'a mut Scratch,
+}
+
+impl Task for Worker<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let problem = self.shared.problem;
+        let dims = &problem.dims;
+        let caches = dims.batch * dims.kv_heads;
+        let rows = dims.queries * dims.group();
+        while let Some(job) = self.jobs.take() {
+            let (cache, part) = (job % caches, job / caches);
+            let (b, g) = (cache / dims.kv_heads, cache % dims.kv_heads);
+            let mut claim = self.shared.parts.claim(0, cache, part);
+            let out = claim.row(0);
+            out.fill(0.0);
+            let scope = problem.sight.scope(dims, b, g);
+            for first in (0..rows).step_by(SHARE) {
+                let count = SHARE.min(rows - first);
+                for row in first..first + count {
+                    out[row * (dims.dv + 2) + dims.dv] = f32::NEG_INFINITY;
+                }
+                let part = Part { problem, scope: &scope, b, g, first, count, keys: part * PART..dims.keys.min((part + 1) * PART) };
+                part.attend(s, &mut *self.scratch, &mut out[first * (dims.dv + 2)..(first + count) * (dims.dv + 2)]);
+            }
+        }
+    }
+}
+
+/// Up to four query rows of one kv head over one part of its keys.
+struct Part<'a> {
+    problem: &'a Problem<'a>,
+    scope: &'a Scope<'a>,
+    b: usize,
+    g: usize,
+    /// First query row: `query · group + head of the group`.
+    first: usize,
+    count: usize,
+    keys: Range<usize>,
+}
+
+impl Part<'_> {
+    /// Query head and query of a row.
+    fn place(&self, row: usize) -> [usize; 2] {
+        let group = self.problem.dims.group();
+        [self.g * group + row % group, row / group]
+    }
+
+    #[inline(always)]
+    fn attend<S: Lanes>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) {
+        let dims = &self.problem.dims;
+        let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
+        let q = scratch.q.take(SHARE * dk);
+        q.fill(0.0);
+        let factor = if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E };
+        for i in 0..self.count {
+            let [h, n] = self.place(self.first + i);
+            self.problem.q.widen_row(s, [self.b, h, n], &mut q[i * dk..]);
+            for x in &mut q[i * dk..i * dk + dims.dk] {
+                *x *= factor;
+            }
+        }
+        let o = scratch.o.take(SHARE * dv);
+        o.fill(0.0);
+        let row = scratch.row.take(dk.max(dv));
+        row.fill(0.0);
+        let mut softmax = Softmax { maximum: [f32::NEG_INFINITY; SHARE], sum: [0.0; SHARE], o };
+        let keys = self.keys.start.max(self.scope.keys.start)..self.keys.end.min(self.scope.keys.end);
+        let mut positions = [0; SHARE];
+        for (i, position) in positions.iter_mut().enumerate().take(self.count) {
+            *position = self.scope.query_position(self.place(self.first + i)[1]);
+        }
+        let (low, high) = super::forward::bounds(&positions[..self.count]);
+        for range in self.scope.candidates(low, high) {
+            let range = range.start.max(keys.start)..range.end.min(keys.end);
+            if !range.is_empty() {
+                match (self.problem.k, self.problem.v) {
+                    (View::F32(k), View::F32(v)) => s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax }),
+                    (View::Bf16(k), View::Bf16(v)) => s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax }),
+                    (View::F16(k), View::F16(v)) => s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax }),
+                    _ => unreachable!("k and v share a dtype"),
+                }
+            }
+        }
+        for i in 0..self.count {
+            let to = &mut out[i * (dims.dv + 2)..(i + 1) * (dims.dv + 2)];
+            to[..dims.dv].copy_from_slice(&softmax.o[i * dv..][..dims.dv]);
+            to[dims.dv] = softmax.maximum[i];
+            to[dims.dv + 1] = softmax.sum[i];
+        }
+    }
+}
+
+/// Running softmax of up to four rows.
+struct Softmax<'a> {
+    maximum: [f32; SHARE],
+    sum: [f32; SHARE],
+    o: &'a mut [f32],
+}
+
+/// Some keys of one part, in strips.
+struct Sweep<'a, 'b, T> {
+    part: &'a Part<'a>,
+    k: Strided<'a, T>,
+    v: Strided<'a, T>,
+    q: &'a [f32],
+    range: Range<usize>,
+    /// Room for one row that does not stand in order.
+    row: &'a mut [f32],
+    softmax: &'a mut Softmax<'b>,
+}
+
+impl<T: Element> Task for Sweep<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let Sweep { part, k, v, q, range, row, softmax } = self;
+        let at = [part.b, part.g];
+        for start in range.clone().step_by(STRIP) {
+            let strip = start..range.end.min(start + STRIP);
+            let mut logits = [[f32::NEG_INFINITY; STRIP]; SHARE];
+            match part.count {
+                1 => scores::<S, T, 1>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
+                2 => scores::<S, T, 2>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
+                _ => scores::<S, T, 4>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
+            }
+            part.finish_scores(&strip, &mut logits);
+            let mut weights = [[0.0f32; STRIP]; SHARE];
+            for i in 0..part.count {
+                weigh(s, softmax, i, &logits[i], &mut weights[i]);
+            }
+            part.drop_weights(&strip, &mut weights);
+            match part.count {
+                1 => gather::<S, T, 1>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
+                2 => gather::<S, T, 2>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
+                _ => gather::<S, T, 4>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
+            }
+        }
+    }
+}
+
+impl Part<'_> {
+    /// Whether scores are more than the scaled product over visible keys.
+    fn is_plain(&self) -> bool {
+        let problem = self.problem;
+        let extras = problem.softcap().is_some() || problem.has_alibi() || problem.bias().is_some() || problem.dense_mask().is_some();
+        !extras && problem.key_bias(self.b, self.g).is_none()
+    }
+
+    /// Soft-cap, biases and visibility of a strip; logits are in units of log2 afterwards.
+    fn finish_scores(&self, strip: &Range<usize>, logits: &mut [[f32; STRIP]; SHARE]) {
+        let plain = self.is_plain();
+        for i in 0..self.count {
+            let [h, n] = self.place(self.first + i);
+            let position = self.scope.query_position(n);
+            if plain && self.scope.sees_all(strip.clone(), position, position) && n < self.scope.queries.end {
+                continue;
+            }
+            for (x, key) in logits[i].iter_mut().zip(strip.clone()) {
+                if !plain {
+                    *x = self.rich_score(*x, [h, n], key);
+                }
+                if !self.scope.sees(n, key) {
+                    *x = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
+    fn rich_score(&self, x: f32, [h, n]: [usize; 2], key: usize) -> f32 {
+        let problem = self.problem;
+        if problem.dense_mask().is_some_and(|mask| mask.at([self.b, h, n, key]) == 0) {
+            return f32::NEG_INFINITY;
+        }
+        let key_bias = problem.key_bias(self.b, self.g).map_or(0.0, |bias| bias[key]);
+        let bias = problem.bias().map_or(0.0, |bias| bias.at([self.b, h, n, key]));
+        if key_bias == f32::NEG_INFINITY || bias == f32::NEG_INFINITY {
+            return f32::NEG_INFINITY;
+        }
+        let capped = problem.softcap().map_or(x, |cap| cap * (x / cap).tanh() * LOG2_E);
+        let distance = (self.scope.query_position(n) - self.scope.key_position(key)).abs() as f32;
+        capped + (key_bias + bias) * LOG2_E - problem.slope(h) * distance
+    }
+
+    fn drop_weights(&self, strip: &Range<usize>, weights: &mut [[f32; STRIP]; SHARE]) {
+        let Some(mask) = self.problem.dropout().map(Mask::new) else { return };
+        for (i, row) in weights.iter_mut().enumerate().take(self.count) {
+            let [h, n] = self.place(self.first + i);
+            let hash = mask.row(self.scope.sequence, h, n - self.scope.queries.start);
+            for (x, key) in row.iter_mut().zip(strip.clone()) {
+                *x *= mask.weight(hash, key - self.scope.keys.start);
+            }
+        }
+    }
+}
+
+/// `q·k` of `Q` rows with every key of a strip.
+#[inline(always)]
+fn scores<S: Lanes, T: Element, const Q: usize>(
+    s: S,
+    (k, [b, g]): (&Strided<'_, T>, [usize; 2]),
+    q: &[f32],
+    (strip, row): (Range<usize>, &mut [f32]),
+    logits: &mut [[f32; STRIP]; SHARE],
+) {
+    let width = k.shape()[3];
+    let padded = width.next_multiple_of(S::N);
+    let mut slot = 0;
+    if let Some((rows, stride)) = k.rows(b, g, strip.clone())
+        && width == padded
+    {
+        while slot + 4 <= strip.len() {
+            let four = &rows[slot * stride..];
+            let mut sums = [[s.zero(); 4]; Q];
+            for d in (0..width).step_by(S::N) {
+                for key in 0..4 {
+                    let x = T::load(s, &four[key * stride + d..]);
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        sums[key] = s.mul_add(s.load(&q[i * padded + d..]), x, sums[key]);
+                    }
+                }
+            }
+            for (i, sums) in sums.into_iter().enumerate() {
+                for (key, sum) in sums.into_iter().enumerate() {
+                    logits[i][slot + key] = s.sum(sum);
+                }
+            }
+            slot += 4;
+        }
+    }
+    for slot in slot..strip.len() {
+        k.widen_row(s, [b, g, strip.start + slot], row);
+        row[width..padded].fill(0.0);
+        for (i, logits) in logits.iter_mut().enumerate().take(Q) {
+            let mut sum = s.zero();
+            for d in (0..padded).step_by(S::N) {
+                sum = s.mul_add(s.load(&q[i * padded + d..]), s.load(&row[d..]), sum);
+            }
+            logits[slot] = s.sum(sum);
+        }
+    }
+}
+
+/// Turns the logits of one row into weights relative to its running maximum.
+#[inline(always)]
+fn weigh<S: Lanes>(s: S, softmax: &mut Softmax<'_>, i: usize, logits: &[f32; STRIP], weights: &mut [f32; STRIP]) {
+    let mut top = s.load(logits);
+    for at in (S::N..STRIP).step_by(S::N) {
+        top = s.max(s.load(&logits[at..]), top);
+    }
+    let top = s.largest(top);
+    if top > softmax.maximum[i] {
+        let factor = (softmax.maximum[i] - top).exp2();
+        let dv = softmax.o.len() / SHARE;
+        for x in softmax.o[i * dv..(i + 1) * dv].chunks_mut(S::N) {
+            let scaled = s.mul(s.load(x), s.splat(factor));
+            s.store(x, scaled);
+        }
+        softmax.sum[i] *= factor;
+        softmax.maximum[i] = top;
+    }
+    let base = if softmax.maximum[i] == f32::NEG_INFINITY { 0.0 } else { softmax.maximum[i] };
+    let mut sum = s.zero();
+    for at in (0..STRIP).step_by(S::N) {
+        let e = s.exp2(s.sub(s.load(&logits[at..]), s.splat(base)));
+        sum = s.add(sum, e);
+        s.store(&mut weights[at..], e);
+    }
+    softmax.sum[i] += s.sum(sum);
+}
+
+/// Adds the weighted values of a strip to `Q` outputs.
+#[inline(always)]
+fn gather<S: Lanes, T: Element, const Q: usize>(
+    s: S,
+    (v, [b, g]): (&Strided<'_, T>, [usize; 2]),
+    weights: &[[f32; STRIP]; SHARE],
+    (strip, row): (Range<usize>, &mut [f32]),
+    o: &mut [f32],
+) {
+    let width = v.shape()[3];
+    let padded = width.next_multiple_of(S::N);
+    if let Some((rows, stride)) = v.rows(b, g, strip.clone())
+        && width == padded
+    {
+        let mut d = 0;
+        while d + 4 * S::N <= width {
+            gather_columns::<S, T, Q, 4>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
+            d += 4 * S::N;
+        }
+        while d < width {
+            gather_columns::<S, T, Q, 1>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
+            d += S::N;
+        }
+        return;
+    }
+    for slot in 0..strip.len() {
+        v.widen_row(s, [b, g, strip.start + slot], row);
+        row[width..padded].fill(0.0);
+        for (i, weights) in weights.iter().enumerate().take(Q) {
+            for d in (0..padded).step_by(S::N) {
+                let sum = s.mul_add(s.splat(weights[slot]), s.load(&row[d..]), s.load(&o[i * padded + d..]));
+                s.store(&mut o[i * padded + d..], sum);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
+    s: S,
+    (rows, stride): (&[T], usize),
+    weights: &[[f32; STRIP]; SHARE],
+    count: usize,
+    (o, padded): (&mut [f32], usize),
+) {
+    let mut sums = [[s.zero(); C]; Q];
+    for (i, sums) in sums.iter_mut().enumerate() {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            *sum = s.load(&o[i * padded + c * S::N..]);
+        }
+    }
+    for slot in 0..count {
+        let row = &rows[slot * stride..];
+        for c in 0..C {
+            let x = T::load(s, &row[c * S::N..]);
+            for (i, sums) in sums.iter_mut().enumerate() {
+                sums[c] = s.mul_add(s.splat(weights[i][slot]), x, sums[c]);
+            }
+        }
+    }
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (c, sum) in sums.into_iter().enumerate() {
+            s.store(&mut o[i * padded + c * S::N..], sum);
+        }
+    }
+}
+
+/// Merges the parts of every row in order and writes `o` and `lse`.
+fn merge(problem: &Problem<'_>, values: &[f32], parts: usize, out: &mut Output<'_>) {
+    let dims = &problem.dims;
+    let (group, width) = (dims.group(), dims.dv + 2);
+    let rows = dims.queries * group;
+    let whole = std::slice::from_ref(&(0..dims.queries)).to_vec();
+    let o = out.o.share(&whole);
+    let mut merged = vec![0.0f32; dims.queries * dims.dv];
+    for head in 0..dims.batch * dims.heads {
+        let (b, h) = (head / dims.heads, head % dims.heads);
+        let cache = b * dims.kv_heads + h / group;
+        for n in 0..dims.queries {
+            let row = n * group + h % group;
+            let partials: Vec<&[f32]> = (0..parts).map(|part| &values[((cache * parts + part) * rows + row) * width..][..width]).collect();
+            let to = &mut merged[n * dims.dv..(n + 1) * dims.dv];
+            let mut lse = merge_row(&partials, to);
+            if to.iter().any(|x| !x.is_finite()) {
+                let scope = problem.sight.scope(dims, b, h / group);
+                lse = super::careful::row(problem, &scope, [b, h, n], to);
+            }
+            if let Some(all) = &mut out.lse {
+                all[head * dims.queries + n] = lse;
+            }
+        }
+        o.write(b, h, 0, |n| &merged[n * dims.dv..(n + 1) * dims.dv]);
+    }
+}
+
+fn merge_row(partials: &[&[f32]], to: &mut [f32]) -> f32 {
+    let dv = to.len();
+    let maximum = partials.iter().fold(f32::NEG_INFINITY, |m, part| m.max(part[dv]));
+    to.fill(0.0);
+    let mut sum = 0.0;
+    for part in partials.iter().filter(|part| part[dv + 1] != 0.0) {
+        let factor = (part[dv] - maximum).exp2();
+        sum += part[dv + 1] * factor;
+        to.iter_mut().zip(*part).for_each(|(x, y)| *x += y * factor);
+    }
+    if sum == 0.0 {
+        return f32::NEG_INFINITY;
+    }
+    to.iter_mut().for_each(|x| *x /= sum);
+    (maximum + sum.log2()) * LN_2
+}
