@@ -58,4 +58,3 @@ fn widened(view: &View<'_>) -> Vec<f64> {
 fn dense<T>(shape: [usize; 4], value: impl Fn([usize; 4]) -> T) -> oracle::Dense<T> {
     oracle::Dense { batch: shape[0], heads: shape[1], values: indices(shape).map(value).collect() }
 }
-

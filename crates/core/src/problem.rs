@@ -325,9 +325,7 @@ impl Gradients<'_> {
 
 pub(crate) fn check_flat(tensor: &'static str, values: Option<&[f32]>, expected: usize) -> Result<(), Error> {
     match values {
-        Some(values) if values.len() != expected => {
-            Err(Error::Shape { tensor, found: vec![values.len()], expected: vec![expected] })
-        }
+        Some(values) if values.len() != expected => Err(Error::Shape { tensor, found: vec![values.len()], expected: vec![expected] }),
         _ => Ok(()),
     }
 }

@@ -10,12 +10,12 @@
 
 use super::dbias;
 use super::forward::{add_product, bounds};
-use super::pack::{self, Matrix, Use};
+use super::pack::{self, Use};
 use super::plan::{Class, Facts, KeyList, Keys, Plan};
 use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Tile, Variant};
 use crate::par::Jobs;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Lanes, Rows, Task, dispatch, product};
+use crate::simd::{Across, Aligned, Along, Lanes, Rows, Task, dispatch, product};
 use crate::view::{DisjointRows, SharedRows, StridedMut, ViewMut};
 use crate::{Dims, Gradients, Par, Problem, Saved};
 use std::cell::RefCell;
@@ -341,7 +341,8 @@ impl Chunk<'_> {
         let [sinks, window] = self.scope.candidates(low, high);
         let start = self.scope.keys.start - self.scope.keys.start % CHUNK;
         let base = if self.shared.problem.sight.offsets.is_some() { self.scope.keys.start } else { start };
-        let chunks = |range: Range<usize>| if range.is_empty() { 0..0 } else { (range.start - base) / CHUNK..(range.end - 1 - base) / CHUNK + 1 };
+        let chunks =
+            |range: Range<usize>| if range.is_empty() { 0..0 } else { (range.start - base) / CHUNK..(range.end - 1 - base) / CHUNK + 1 };
         let (sinks, window) = (chunks(sinks), chunks(window));
         let own = (self.range.start - base) / CHUNK;
         if sinks.contains(&own) {
@@ -385,7 +386,11 @@ impl Task for WalkQueries<'_, '_> {
             weights: weights.take(panel_count * rows * panel),
             slopes: slopes.take(panel_count * rows * panel),
             dq: dq.take(QUERIES * widths[0]),
-            dense: dense.take(if problem.bias().is_some() || problem.dense_mask().is_some() { rows.next_multiple_of(S::N) * panel } else { 0 }),
+            dense: dense.take(if problem.bias().is_some() || problem.dense_mask().is_some() {
+                rows.next_multiple_of(S::N) * panel
+            } else {
+                0
+            }),
             square: square.take(S::N * S::N),
         };
         for h in chunk.g * dims.group()..(chunk.g + 1) * dims.group() {
@@ -463,12 +468,12 @@ impl PanelScratch {
     }
 
     /// Panel `i` against a chunk of keys.
-    pub(super) fn meeting<'a, S: Lanes>(&'a self, k: Matrix<'a>, base: MeetingBase<'a>, i: usize) -> (Meeting<'a>, Upstream<'a>) {
+    pub(super) fn meeting<'a, S: Lanes>(&'a self, k: Rows<'a>, base: MeetingBase<'a>, i: usize) -> (Meeting<'a>, Upstream<'a>) {
         let panel = 2 * S::N;
         let lanes = i * panel..(i + 1) * panel;
         let (dk, dv) = (base.dims.dk.next_multiple_of(S::N), base.dims.dv.next_multiple_of(S::N));
         let meeting = Meeting {
-            k: Rows::new(k.data, k.stride, 1),
+            k: k,
             qt: &self.qt.get(QUERIES * dk)[lanes.start * dk..lanes.end * dk],
             dk: base.dims.dk,
             facts: base.facts,
@@ -509,8 +514,8 @@ pub(super) struct Upstream<'a> {
 
 /// The gradients that a chunk gathers.
 struct Sums<'a> {
-    k: Matrix<'a>,
-    v: Matrix<'a>,
+    k: Rows<'a>,
+    v: Rows<'a>,
     facts: &'a Facts,
     dk: &'a mut [f32],
     dv: &'a mut [f32],
@@ -528,7 +533,13 @@ struct Sums<'a> {
 impl Sums<'_> {
     /// Adds what one block of queries contributes to dK, dV and d key bias, and leaves its dQ in `dq`.
     #[inline(always)]
-    fn add<S: Lanes, const R: usize>(&mut self, s: S, shared: &Shared<'_>, (block, extras): (&QueryBlock<'_>, &Extras), panels: &PanelScratch) {
+    fn add<S: Lanes, const R: usize>(
+        &mut self,
+        s: S,
+        shared: &Shared<'_>,
+        (block, extras): (&QueryBlock<'_>, &Extras),
+        panels: &PanelScratch,
+    ) {
         let problem = shared.problem;
         let panel = 2 * S::N;
         let size = self.facts.tiles() * R * panel;
@@ -555,11 +566,11 @@ impl Sums<'_> {
         let visible = &visible[..count];
         let widths = [problem.dims.dk.next_multiple_of(S::N), problem.dims.dv.next_multiple_of(S::N)];
         if shared.dv.is_some() {
-            let rows = Matrix { data: panels.d_o.get(QUERIES * widths[1]), stride: widths[1] };
+            let rows = Rows { data: panels.d_o.get(QUERIES * widths[1]), stride: widths[1] };
             add_keys::<S, R>(s, (self.dv, widths[1]), (&*self.weights, size), rows, visible);
         }
         if shared.dk.is_some() {
-            let rows = Matrix { data: panels.q.get(QUERIES * widths[0]), stride: widths[0] };
+            let rows = Rows { data: panels.q.get(QUERIES * widths[0]), stride: widths[0] };
             add_keys::<S, R>(s, (self.dk, widths[0]), (&*self.slopes, size), rows, visible);
         }
         if shared.dq.is_some() {
@@ -587,8 +598,8 @@ impl Sums<'_> {
                     continue;
                 }
                 let keys = start * R..end * R;
-                let slopes = Rows::new(&self.slopes[i * size + keys.start * panel + group * R..], 1, panel);
-                let k = Rows::new(&self.k.data[keys.start * self.k.stride..], 0, self.k.stride);
+                let slopes = Across(Rows::new(&self.slopes[i * size + keys.start * panel + group * R..], panel));
+                let k = self.k.from(keys.start);
                 let steps = keys.len().min(self.facts.count - keys.start);
                 add_product::<S, R>(s, (&mut self.dq[first * width..(first + R) * width], width), slopes, k, steps);
             }
@@ -631,7 +642,7 @@ fn add_keys<S: Lanes, const R: usize>(
     s: S,
     (acc, width): (&mut [f32], usize),
     (weights, size): (&[f32], usize),
-    rows: Matrix<'_>,
+    rows: Rows<'_>,
     visible: &[Range<usize>],
 ) {
     let panel = 2 * S::N;
@@ -641,7 +652,11 @@ fn add_keys<S: Lanes, const R: usize>(
         let mut tile = 0;
         while (tile + 1) * R * width <= acc.len() {
             let out = &mut acc[tile * R * width + column..];
-            if wide { add_tile::<S, R, 2>(s, (out, width), (weights, size), rows, (tile, column, visible)) } else { add_tile::<S, R, 1>(s, (out, width), (weights, size), rows, (tile, column, visible)) }
+            if wide {
+                add_tile::<S, R, 2>(s, (out, width), (weights, size), rows, (tile, column, visible))
+            } else {
+                add_tile::<S, R, 1>(s, (out, width), (weights, size), rows, (tile, column, visible))
+            }
             tile += 1;
         }
         column += if wide { panel } else { S::N };
@@ -653,7 +668,7 @@ fn add_tile<S: Lanes, const R: usize, const C: usize>(
     s: S,
     (acc, width): (&mut [f32], usize),
     (weights, size): (&[f32], usize),
-    rows: Matrix<'_>,
+    rows: Rows<'_>,
     (tile, column, visible): (usize, usize, &[Range<usize>]),
 ) {
     let panel = 2 * S::N;
@@ -671,9 +686,9 @@ fn add_tile<S: Lanes, const R: usize, const C: usize>(
             }
             any = true;
         }
-        let weights = Rows::new(&weights[i * size + tile * R * panel..], panel, 1);
-        let rows = Rows::new(&rows.data[i * panel * rows.stride + column..], 0, rows.stride);
-        sum = product::<S, R, C>(s, sum, weights, rows, panel);
+        let weights = Along(Rows::new(&weights[i * size + tile * R * panel..], panel));
+        let rows = Rows::new(&rows.data[i * panel * rows.stride + column..], rows.stride);
+        sum = product::<S, _, R, C>(s, sum, weights, rows, panel);
     }
     if any {
         for (r, row) in sum.into_iter().enumerate() {
@@ -689,7 +704,7 @@ struct Tiles<'a> {
     weights: &'a mut [f32],
     slopes: &'a mut [f32],
     dkey_bias: Option<&'a mut [f32]>,
-    v: Matrix<'a>,
+    v: Rows<'a>,
 }
 
 impl Tiles<'_> {
@@ -749,7 +764,7 @@ pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
     s: S,
     meeting: &Meeting<'_>,
     upstream: &Upstream<'_>,
-    (v, tile): (Matrix<'_>, usize),
+    (v, tile): (Rows<'_>, usize),
     weights: Option<&mut [f32]>,
 ) -> (Tile<S, R>, Option<Tile<S, R>>) {
     let below = [s.load(upstream.below), s.load(&upstream.below[S::N..])];
@@ -768,9 +783,9 @@ pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
             }
         }
     }
-    let rows = Rows::new(&v.data[tile * R * v.stride..], v.stride, 1);
-    let d_ot = Rows::new(upstream.d_ot, 0, 2 * S::N);
-    let mut d = product::<S, R, 2>(s, [[s.zero(); 2]; R], rows, d_ot, upstream.dv);
+    let rows = Along(v.from(tile * R));
+    let d_ot = Rows::new(upstream.d_ot, 2 * S::N);
+    let mut d = product::<S, _, R, 2>(s, [[s.zero(); 2]; R], rows, d_ot, upstream.dv);
     for (r, row) in d.iter_mut().enumerate() {
         for (c, x) in row.iter_mut().enumerate() {
             let dp = s.add(meeting.drop::<S, V>(s, tile * R + r, c, *x), minus_delta[c]);

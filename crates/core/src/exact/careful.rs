@@ -26,7 +26,8 @@ pub(super) fn score(problem: &Problem<'_>, scope: &Scope<'_>, [b, h, i]: [usize;
 pub(super) fn row(problem: &Problem<'_>, scope: &Scope<'_>, at: [usize; 3], o: &mut [f32]) -> f32 {
     let [b, h, i] = at;
     let g = h / problem.dims.group();
-    let scores: Vec<(usize, f32)> = scope.keys.clone().map(|j| (j, score(problem, scope, at, j))).filter(|(_, x)| *x != f32::NEG_INFINITY).collect();
+    let scores: Vec<(usize, f32)> =
+        scope.keys.clone().map(|j| (j, score(problem, scope, at, j))).filter(|(_, x)| *x != f32::NEG_INFINITY).collect();
     o.fill(0.0);
     if scores.is_empty() {
         return f32::NEG_INFINITY;

@@ -71,7 +71,13 @@ impl Task for Worker<'_> {
 
 impl Worker<'_> {
     #[inline(always)]
-    fn add_head<S: Lanes, const R: usize>(&self, s: S, [b, h]: [usize; 2], piece: usize, (rows, scratch): (&mut Claim<'_, f32>, &mut Scratch)) {
+    fn add_head<S: Lanes, const R: usize>(
+        &self,
+        s: S,
+        [b, h]: [usize; 2],
+        piece: usize,
+        (rows, scratch): (&mut Claim<'_, f32>, &mut Scratch),
+    ) {
         let problem = self.problem;
         let dims = &problem.dims;
         let g = h / dims.group();

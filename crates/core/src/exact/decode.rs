@@ -9,7 +9,7 @@ use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
 use crate::simd::{Aligned, Lanes, Task, dispatch};
-use crate::view::{DisjointRows, Element, StridedMut, Strided, View};
+use crate::view::{DisjointRows, Element, Strided, StridedMut, View};
 use crate::{Par, Problem};
 use std::cell::RefCell;
 use std::f32::consts::{LN_2, LOG2_E};

@@ -11,13 +11,13 @@
 //! Dao et al. 2022 (tiling), Milakov & Gimelshein 2018 (online softmax); lanes over queries and the lazy maximum are ours.
 
 use super::careful;
-use super::pack::{self, Matrix, Use};
+use super::pack::{self, Use};
 use super::plan::{BLOCK, Class, Facts, KeyList, Plan};
 use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Variant};
 use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Lanes, Rows, Task, dispatch, product};
+use crate::simd::{Across, Aligned, Lanes, Rows, Task, dispatch, product};
 use crate::view::{DisjointRows, SharedRows, StridedMut};
 use crate::{Par, Problem};
 use std::cell::RefCell;
@@ -257,7 +257,7 @@ impl Task for MeetBlock<'_, '_> {
                 pack::fill_dense(s, problem, [block.b, block.h], (queries, &facts.rows), (square, dense));
             }
             let meeting = Meeting {
-                k: Rows::new(k.data, k.stride, 1),
+                k: k,
                 qt: &qt[i * size..(i + 1) * size],
                 dk: dims.dk,
                 facts,
@@ -366,7 +366,7 @@ impl Softmax<'_> {
 
     /// Adds `P·V` of the visible tiles to the output, trimmed for every `R` queries to the tiles that they see.
     #[inline(always)]
-    fn gather<S: Lanes, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, v: Matrix<'_>, tiles: Range<usize>) {
+    fn gather<S: Lanes, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, v: Rows<'_>, tiles: Range<usize>) {
         let facts = meeting.facts;
         for group in 0..2 * S::N / R {
             let positions = bounds(&meeting.positions[group * R..(group + 1) * R]);
@@ -381,30 +381,23 @@ impl Softmax<'_> {
             if keys.is_empty() {
                 continue;
             }
-            let p = Rows::new(&self.p[keys.start * 2 * S::N + group * R..], 1, 2 * S::N);
+            let p = Across(Rows::new(&self.p[keys.start * 2 * S::N + group * R..], 2 * S::N));
             let acc = &mut self.acc[group * R * self.width..(group + 1) * R * self.width];
-            let v = Rows::new(&v.data[keys.start * v.stride..], 0, v.stride);
-            add_product::<S, R>(s, (acc, self.width), p, v, keys.len());
+            add_product::<S, R>(s, (acc, self.width), p, v.from(keys.start), keys.len());
         }
     }
 }
 
 /// `acc[r][·] += Σ_t a[r][t] · b[t][·]` for `R` rows of `width` values.
 #[inline(always)]
-pub(super) fn add_product<S: Lanes, const R: usize>(
-    s: S,
-    (acc, width): (&mut [f32], usize),
-    a: Rows<'_>,
-    b: Rows<'_>,
-    steps: usize,
-) {
+pub(super) fn add_product<S: Lanes, const R: usize>(s: S, (acc, width): (&mut [f32], usize), a: Across<'_>, b: Rows<'_>, steps: usize) {
     let mut column = 0;
     while column + 2 * S::N <= width {
-        add_columns::<S, R, 2>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], 0, b.step), steps);
+        add_columns::<S, R, 2>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], b.stride), steps);
         column += 2 * S::N;
     }
     if column < width {
-        add_columns::<S, R, 1>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], 0, b.step), steps);
+        add_columns::<S, R, 1>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], b.stride), steps);
     }
 }
 
@@ -412,7 +405,7 @@ pub(super) fn add_product<S: Lanes, const R: usize>(
 fn add_columns<S: Lanes, const R: usize, const C: usize>(
     s: S,
     (acc, width): (&mut [f32], usize),
-    a: Rows<'_>,
+    a: Across<'_>,
     b: Rows<'_>,
     steps: usize,
 ) {
@@ -422,7 +415,7 @@ fn add_columns<S: Lanes, const R: usize, const C: usize>(
             *x = s.load(&acc[r * width + c * S::N..]);
         }
     }
-    let total = product::<S, R, C>(s, start, a, b, steps);
+    let total = product::<S, _, R, C>(s, start, a, b, steps);
     for (r, row) in total.into_iter().enumerate() {
         for (c, x) in row.into_iter().enumerate() {
             s.store(&mut acc[r * width + c * S::N..], x);
@@ -493,4 +486,3 @@ impl Softmax<'_> {
         }
     }
 }
-

@@ -62,7 +62,13 @@ pub fn received(problem: &Problem<'_>, lse: &[f32], into: &mut [f32], par: Par) 
 ///
 /// # Errors
 /// If the log-sum-exp does not fit the problem, or the rectangle reaches outside.
-pub fn weights(problem: &Problem<'_>, lse: &[f32], [b, h]: [usize; 2], rows: Range<usize>, columns: Range<usize>) -> Result<Vec<f32>, Error> {
+pub fn weights(
+    problem: &Problem<'_>,
+    lse: &[f32],
+    [b, h]: [usize; 2],
+    rows: Range<usize>,
+    columns: Range<usize>,
+) -> Result<Vec<f32>, Error> {
     let dims = &problem.dims;
     check_flat("lse", Some(lse), dims.batch * dims.heads * dims.queries)?;
     if b >= dims.batch || h >= dims.heads || rows.end > dims.queries || columns.end > dims.keys {

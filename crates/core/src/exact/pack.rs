@@ -4,7 +4,7 @@ use super::dropout::Mask;
 use super::plan::{KeyList, Keys};
 use crate::Problem;
 use crate::sight::Scope;
-use crate::simd::Lanes;
+use crate::simd::{Lanes, Rows};
 use crate::view::View;
 use std::ops::Range;
 
@@ -13,13 +13,6 @@ use std::ops::Range;
 pub(super) enum Use {
     Broadcast,
     Lanes,
-}
-
-/// Rows of f32 and the distance between them.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) stride: usize,
 }
 
 /// The rows of a block of keys: where they stand if they can be used there, else copied to `scratch`, padded with zeros
@@ -32,7 +25,7 @@ pub(super) fn key_rows<'a, S: Lanes>(
     keys: KeyList<'_>,
     (rows, purpose): (usize, Use),
     scratch: &'a mut [f32],
-) -> Matrix<'a> {
+) -> Rows<'a> {
     let width = view.shape()[3];
     let count = keys.list.len();
     if let Keys::Run(run) = keys.list
@@ -40,7 +33,7 @@ pub(super) fn key_rows<'a, S: Lanes>(
         && let Some((data, stride)) = view.rows(b, g, run.clone())
         && (purpose == Use::Broadcast || stands_on_lines(data, [width, stride], S::N))
     {
-        return Matrix { data, stride };
+        return Rows { data, stride };
     }
     let stride = width.next_multiple_of(S::N);
     for (i, row) in scratch[..rows * stride].chunks_mut(stride).enumerate() {
@@ -49,7 +42,7 @@ pub(super) fn key_rows<'a, S: Lanes>(
             view.widen_row(s, [b, g, keys.plan.row(keys.list, i)], row);
         }
     }
-    Matrix { data: &scratch[..rows * stride], stride }
+    Rows { data: &scratch[..rows * stride], stride }
 }
 
 /// Whether rows consist of whole registers that start at multiples of their size.
@@ -131,4 +124,3 @@ fn dense_row(problem: &Problem<'_>, [b, h, n]: [usize; 3], keys: &[usize], to: &
         }
     }
 }
-

@@ -7,7 +7,7 @@ use super::pack::{self, Use};
 use super::plan::{BLOCK, Facts, KeyList, Keys, Plan};
 use super::score::{Extras, MaskedBiased, Meeting, Rich, Variant};
 use crate::par::Jobs;
-use crate::simd::{Aligned, Lanes, Rows, Task, dispatch};
+use crate::simd::{Aligned, Lanes, Task, dispatch};
 use crate::view::{DisjointRows, StridedMut};
 use crate::{Par, Problem};
 use std::f32::consts::LOG2_E;
@@ -107,7 +107,7 @@ impl Worker<'_> {
                 pack::fill_dense(s, problem, [b, h], (queries, &facts.rows), (&mut *square, &mut *dense));
             }
             let meeting = Meeting {
-                k: Rows::new(k.data, k.stride, 1),
+                k: k,
                 qt: &*qt,
                 dk: dims.dk,
                 facts,

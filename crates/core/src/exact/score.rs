@@ -8,7 +8,7 @@
 use super::dropout::Mask;
 use super::plan::Facts;
 use crate::Problem;
-use crate::simd::{Lanes, Rows, product};
+use crate::simd::{Along, Lanes, Rows, product};
 use std::f32::consts::LOG2_E;
 
 /// Which parts of a score a loop is compiled with.
@@ -114,8 +114,8 @@ impl Meeting<'_> {
         offset: [S::F; 2],
     ) -> (Tile<S, R>, Option<Tile<S, R>>) {
         let key = tile * R;
-        let k = Rows::new(&self.k.data[key * self.k.row..], self.k.row, 1);
-        let qt = Rows::new(self.qt, 0, 2 * S::N);
+        let k = Along(self.k.from(key));
+        let qt = Rows::new(self.qt, 2 * S::N);
         if !V::RICH {
             let mut start = [[s.zero(); 2]; R];
             if V::BIASED {
@@ -123,13 +123,13 @@ impl Meeting<'_> {
                     *row = [s.splat(*bias); 2];
                 }
             }
-            let mut x = product::<S, R, 2>(s, start, k, qt, self.dk);
+            let mut x = product::<S, _, R, 2>(s, start, k, qt, self.dk);
             for row in &mut x {
                 *row = [s.add(row[0], offset[0]), s.add(row[1], offset[1])];
             }
             return (x, None);
         }
-        let mut x = product::<S, R, 2>(s, [[s.zero(); 2]; R], k, qt, self.dk);
+        let mut x = product::<S, _, R, 2>(s, [[s.zero(); 2]; R], k, qt, self.dk);
         let slopes = match self.extras.softcap {
             Some(cap) => Some(self.cap::<S, R>(s, cap, &mut x)),
             None => None,

@@ -75,7 +75,7 @@ impl Config for Exact {
     }
 
     fn problem<'a>(&self, inputs: &Inputs<'a>, pass: Pass) -> Result<Problem<'a>, Error> {
-        let mut sight = inputs.sight.clone().window(self.window_left, self.window_right).sinks(self.sinks).alignment(self.alignment);
+        let mut sight = inputs.sight.window(self.window_left, self.window_right).sinks(self.sinks).alignment(self.alignment);
         if let Some(until) = inputs.until {
             sight = sight.until(until);
         }

@@ -65,7 +65,7 @@ impl Config for Local {
             return Err(Error::value("window", "0 keys: a window has at least 1"));
         }
         let reach = Some(self.window - 1);
-        let sight = inputs.sight.clone().window(reach, reach).sinks(self.sinks);
+        let sight = inputs.sight.window(reach, reach).sinks(self.sinks);
         let scores = self.scale.map_or_else(Scores::new, |scale| Scores::new().scale(scale));
         Problem::new(inputs.q, inputs.k, inputs.v, sight, scores)
     }

@@ -173,7 +173,11 @@ impl State {
         if let Some((heads, values)) = &mask {
             inputs.sight = inputs.sight.mask(Strided::contiguous(values, [1, *heads, 1, room], "mask")?);
         }
-        let problem = if ring { self.mechanism.without_window().problem(&inputs, Pass::default())? } else { self.mechanism.problem(&inputs, Pass::default())? };
+        let problem = if ring {
+            self.mechanism.without_window().problem(&inputs, Pass::default())?
+        } else {
+            self.mechanism.problem(&inputs, Pass::default())?
+        };
         crate::exact::forward(&problem, out, par)
     }
 }
@@ -219,13 +223,6 @@ impl Mechanism {
         if matches!(self, Mechanism::Exact(exact) if exact.alignment == Alignment::TopLeft) {
             return Err(Error::Combination("steps are aligned bottom_right: alignment=top_left does not step".into()));
         }
-        Ok(State {
-            mechanism: self.clone(),
-            tokens: 0,
-            keys: Rows::new(0, 0),
-            values: Rows::new(0, 0),
-            biases: None,
-            lifetimes: None,
-        })
+        Ok(State { mechanism: self.clone(), tokens: 0, keys: Rows::new(0, 0), values: Rows::new(0, 0), biases: None, lifetimes: None })
     }
 }

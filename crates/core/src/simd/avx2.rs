@@ -169,10 +169,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn between(self, x: __m256i, low: i32, high: i32) -> __m256 {
         proven!(_mm256_castsi256_ps(_mm256_xor_si256(
-            _mm256_or_si256(
-                _mm256_cmpgt_epi32(_mm256_set1_epi32(low), x),
-                _mm256_cmpgt_epi32(x, _mm256_set1_epi32(high))
-            ),
+            _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(low), x), _mm256_cmpgt_epi32(x, _mm256_set1_epi32(high))),
             _mm256_set1_epi32(-1)
         )))
     }

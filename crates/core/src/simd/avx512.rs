@@ -167,11 +167,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     fn between(self, x: __m512i, low: i32, high: i32) -> __mmask16 {
-        proven!(_mm512_mask_cmple_epi32_mask(
-            _mm512_cmpge_epi32_mask(x, _mm512_set1_epi32(low)),
-            x,
-            _mm512_set1_epi32(high)
-        ))
+        proven!(_mm512_mask_cmple_epi32_mask(_mm512_cmpge_epi32_mask(x, _mm512_set1_epi32(low)), x, _mm512_set1_epi32(high)))
     }
     #[inline(always)]
     fn below_unsigned(self, a: __m512i, b: __m512i) -> __mmask16 {

@@ -52,7 +52,14 @@ fn median(sample: impl Fn() -> f64) -> f64 {
 /// Sum of what `work` reports on each thread.
 fn on_every_thread(par: Par, work: impl Fn(usize) -> f64 + Sync) -> f64 {
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..par.threads_in_use()).map(|thread| scope.spawn({ let work = &work; move || work(thread) })).collect();
+        let others: Vec<_> = (1..par.threads_in_use())
+            .map(|thread| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(thread)
+                })
+            })
+            .collect();
         let own = work(0);
         own + others.into_iter().map(|other| other.join().expect("a measuring thread panicked")).sum::<f64>()
     })

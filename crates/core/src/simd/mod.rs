@@ -13,7 +13,7 @@ mod portable;
 mod product;
 mod scratch;
 
-pub use product::{Rows, product};
+pub use product::{Across, Along, Left, Rows, product};
 pub use scratch::Aligned;
 
 use half::{bf16, f16};
@@ -142,8 +142,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 /// 1 at 0 (Remez, 8.2e-8): the weight of a row's largest key is exactly 1.
 pub(crate) const EXP2_FLOOR: [f32; 6] = [1.0, 0.693_151_3, 0.240_164_44, 0.055_799_913, 0.009_017_031, 0.001_867_13];
 /// `(2^r - 1) / r` on `[-1/2, 1/2]`, degree 5.
-const EXPM1_NEAREST: [f32; 6] =
-    [0.693_147_2, 0.240_226_5, 0.055_504_09, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
+const EXPM1_NEAREST: [f32; 6] = [std::f32::consts::LN_2, 0.240_226_5, 0.055_504_09, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
 
 /// Work that can run on any level.
 pub trait Task {

@@ -1,27 +1,73 @@
 //! The register tile that every product of attention is made of:
-//! `acc[r][c] += Σ_t a[r·row + t·step] · b[t·step + c·N ..]`, `a` broadcast, `b` in the lanes.
+//! `acc[r][c] += Σ_t a(r, t) · b[t·stride + c·N ..]`, `a` broadcast, `b` in the lanes.
 //!
 //! `Sᵀ = K·Qᵀ` reads a = rows of K, b = a panel of Qᵀ; `O += P·V` reads a = columns of Pᵀ, b = rows of V; the three
-//! products of the backward pass are the same with other strides. Bounds are checked once per tile.
+//! products of the backward pass are the same again. Bounds are checked once per tile. Steps are unrolled so that a sum over
+//! 64 or 128 is a loop of few rounds, whose end the branch predictor foresees.
 
 use super::Lanes;
 
-/// A matrix in a slice: element `(r, t)` stands at `r·row + t·step`.
+/// Steps per round of the loop.
+const UNROLL: usize = 8;
+
+/// Rows of values, `stride` apart.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
     /// The values.
     pub data: &'a [f32],
-    /// Distance between the rows of the tile.
-    pub row: usize,
-    /// Distance between the steps of the sum.
-    pub step: usize,
+    /// Distance between rows.
+    pub stride: usize,
 }
 
 impl<'a> Rows<'a> {
-    /// A matrix view.
+    /// Rows of `data`.
     #[inline(always)]
-    pub fn new(data: &'a [f32], row: usize, step: usize) -> Self {
-        Rows { data, row, step }
+    pub fn new(data: &'a [f32], stride: usize) -> Self {
+        Rows { data, stride }
+    }
+
+    /// The rows from `first` on.
+    #[inline(always)]
+    pub fn from(self, first: usize) -> Self {
+        Rows { data: &self.data[first * self.stride..], stride: self.stride }
+    }
+}
+
+/// The broadcast factor of a tile.
+pub trait Left: Copy {
+    /// The values.
+    fn data(&self) -> &[f32];
+    /// Where row `r` stands at step `t`.
+    fn at(&self, r: usize, t: usize) -> usize;
+}
+
+/// Row `r` of the tile is a row: `a(r, t) = data[r·stride + t]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Along<'a>(pub Rows<'a>);
+
+/// Row `r` of the tile is a column: `a(r, t) = data[t·stride + r]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Across<'a>(pub Rows<'a>);
+
+impl Left for Along<'_> {
+    #[inline(always)]
+    fn data(&self) -> &[f32] {
+        self.0.data
+    }
+    #[inline(always)]
+    fn at(&self, r: usize, t: usize) -> usize {
+        r * self.0.stride + t
+    }
+}
+
+impl Left for Across<'_> {
+    #[inline(always)]
+    fn data(&self) -> &[f32] {
+        self.0.data
+    }
+    #[inline(always)]
+    fn at(&self, r: usize, t: usize) -> usize {
+        t * self.0.stride + r
     }
 }
 
@@ -30,37 +76,55 @@ impl<'a> Rows<'a> {
 /// # Panics
 /// If a slice is too short.
 #[inline(always)]
-pub fn product<S: Lanes, const R: usize, const C: usize>(
+pub fn product<S: Lanes, A: Left, const R: usize, const C: usize>(
     s: S,
     mut acc: [[S::F; C]; R],
-    a: Rows<'_>,
+    a: A,
     b: Rows<'_>,
     steps: usize,
 ) -> [[S::F; C]; R] {
     if steps == 0 {
         return acc;
     }
-    assert!((R - 1) * a.row + (steps - 1) * a.step < a.data.len(), "tile reads beyond its rows");
-    assert!((steps - 1) * b.step + C * S::N <= b.data.len(), "tile reads beyond its panel");
-    let mut left = a.data.as_ptr();
-    let mut right = b.data.as_ptr();
-    for _ in 0..steps {
-        // SAFETY: the assertions above bound every offset of this loop by the lengths of the two slices.
-        #[allow(unsafe_code)]
-        unsafe {
-            let mut columns = [s.zero(); C];
-            for (c, column) in columns.iter_mut().enumerate() {
-                *column = s.load(std::slice::from_raw_parts(right.add(c * S::N), S::N));
-            }
-            for (r, row) in acc.iter_mut().enumerate() {
-                let x = s.splat(*left.add(r * a.row));
-                for (sum, column) in row.iter_mut().zip(columns) {
-                    *sum = s.mul_add(x, column, *sum);
+    assert!(a.at(R - 1, steps - 1) < a.data().len(), "tile reads beyond its rows");
+    assert!((steps - 1) * b.stride + C * S::N <= b.data.len(), "tile reads beyond its panel");
+    let (mut left, mut right) = (a.data().as_ptr(), b.data.as_ptr());
+    let next = a.at(0, 1);
+    /// One outer product at step `$t` of a round.
+    macro_rules! step {
+        ($t:expr) => {
+            // SAFETY: the assertions above bound every offset of every step by the lengths of the two slices.
+            #[allow(unsafe_code)]
+            unsafe {
+                let mut columns = [s.zero(); C];
+                for (c, column) in columns.iter_mut().enumerate() {
+                    *column = s.load(std::slice::from_raw_parts(right.wrapping_add($t * b.stride + c * S::N), S::N));
+                }
+                for (r, row) in acc.iter_mut().enumerate() {
+                    let x = s.splat(*left.wrapping_add(a.at(r, $t)));
+                    for (sum, column) in row.iter_mut().zip(columns) {
+                        *sum = s.mul_add(x, column, *sum);
+                    }
                 }
             }
-            left = left.wrapping_add(a.step);
-            right = right.wrapping_add(b.step);
-        }
+        };
+    }
+    for _ in 0..steps / UNROLL {
+        step!(0);
+        step!(1);
+        step!(2);
+        step!(3);
+        step!(4);
+        step!(5);
+        step!(6);
+        step!(7);
+        left = left.wrapping_add(UNROLL * next);
+        right = right.wrapping_add(UNROLL * b.stride);
+    }
+    for _ in 0..steps % UNROLL {
+        step!(0);
+        left = left.wrapping_add(next);
+        right = right.wrapping_add(b.stride);
     }
     acc
 }

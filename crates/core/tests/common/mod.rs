@@ -90,8 +90,28 @@ impl Stored {
 
 /// The options that pairs are counted over.
 pub const OPTIONS: [&str; 22] = [
-    "causal", "window_left", "window_right", "sinks", "until", "lengths", "lengths_q", "key_bias", "mask", "bias", "alibi", "softcap",
-    "dropout", "packed", "spans", "positions", "top_left", "scale", "grouped", "strided", "bf16", "f16",
+    "causal",
+    "window_left",
+    "window_right",
+    "sinks",
+    "until",
+    "lengths",
+    "lengths_q",
+    "key_bias",
+    "mask",
+    "bias",
+    "alibi",
+    "softcap",
+    "dropout",
+    "packed",
+    "spans",
+    "positions",
+    "top_left",
+    "scale",
+    "grouped",
+    "strided",
+    "bf16",
+    "f16",
 ];
 
 /// Pairs of options that exclude each other.
@@ -234,7 +254,12 @@ impl Case {
         let w = &self.wish;
         let caches = [w.batch, w.kv_heads, w.keys];
         let rows = [w.batch, w.heads, w.queries];
-        [[rows[0], rows[1], rows[2], w.dk], [caches[0], caches[1], caches[2], w.dk], [caches[0], caches[1], caches[2], w.dv], [rows[0], rows[1], rows[2], w.dv]]
+        [
+            [rows[0], rows[1], rows[2], w.dk],
+            [caches[0], caches[1], caches[2], w.dk],
+            [caches[0], caches[1], caches[2], w.dv],
+            [rows[0], rows[1], rows[2], w.dv],
+        ]
     }
 
     pub fn problem(&self) -> Problem<'_> {
@@ -468,7 +493,12 @@ impl Judge {
                 }
                 let term = terms.map_or(y.abs().max(1.0), |terms| terms[i]);
                 let share = (x - y).abs() / (2.0 * plain + 1e-6 * term);
-                assert!(share <= 1.0, "{name}[{i}] is {x:e}, defined {y:e}, {share:.2} of the budget {how} {:?} seed={}", case.wish, case.seed);
+                assert!(
+                    share <= 1.0,
+                    "{name}[{i}] is {x:e}, defined {y:e}, {share:.2} of the budget {how} {:?} seed={}",
+                    case.wish,
+                    case.seed
+                );
                 worst = worst.max(share);
             }
         }

@@ -1,0 +1,20 @@
+# What is done often. The gate is .ci/run; this file only calls it.
+
+default:
+    @just --list
+
+# The gate
+check:
+    bash .ci/run
+
+# The main job on a built-in default
+bench *arguments:
+    cargo run --release -- bench {{arguments}}
+
+# Regard against PyTorch (and Candle, Burn), see bench/peers/README.md
+peers *arguments:
+    python3 bench/peers/torch_peer.py {{arguments}}
+
+# The files of golden/, written by PyTorch: --check compares and writes nothing
+golden *arguments:
+    python3 golden/exact.py {{arguments}}
