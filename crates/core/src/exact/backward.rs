@@ -473,7 +473,7 @@ impl PanelScratch {
         let lanes = i * panel..(i + 1) * panel;
         let (dk, dv) = (base.dims.dk.next_multiple_of(S::N), base.dims.dv.next_multiple_of(S::N));
         let meeting = Meeting {
-            k: k,
+            k,
             qt: &self.qt.get(QUERIES * dk)[lanes.start * dk..lanes.end * dk],
             dk: base.dims.dk,
             facts: base.facts,
@@ -545,7 +545,7 @@ impl Sums<'_> {
         let size = self.facts.tiles() * R * panel;
         let count = block.rows.len().div_ceil(panel);
         let mut visible = [const { 0..0 }; QUERIES / 16];
-        for i in 0..count {
+        for (i, visible) in visible.iter_mut().enumerate().take(count) {
             let start = block.rows.start + i * panel;
             let queries = start..block.rows.end.min(start + panel);
             if extras.dense {
@@ -554,14 +554,14 @@ impl Sums<'_> {
             }
             let base = MeetingBase { dims: &problem.dims, facts: self.facts, dense: &*self.dense, extras, origin: block.scope.keys.start };
             let (meeting, upstream) = panels.meeting::<S>(self.k, base, i);
-            visible[i] = self.facts.visible(bounds(meeting.positions));
+            *visible = self.facts.visible(bounds(meeting.positions));
             let mut tiles = Tiles {
                 weights: &mut self.weights[i * size..(i + 1) * size],
                 slopes: &mut self.slopes[i * size..(i + 1) * size],
                 dkey_bias: shared.dkey_bias.is_some().then_some(&mut *self.dkey_bias),
                 v: self.v,
             };
-            tiles.fill::<S, R>(s, &meeting, &upstream, visible[i].clone());
+            tiles.fill::<S, R>(s, &meeting, &upstream, visible.clone());
         }
         let visible = &visible[..count];
         let widths = [problem.dims.dk.next_multiple_of(S::N), problem.dims.dv.next_multiple_of(S::N)];

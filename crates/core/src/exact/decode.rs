@@ -19,6 +19,8 @@ use std::ops::Range;
 const PART: usize = 2048;
 /// Keys between two updates of the maximum.
 const STRIP: usize = 32;
+/// Rows between a load and the prefetch issued beside it.
+const AHEAD: usize = 16;
 /// Query rows that share a read of K and V.
 const SHARE: usize = 4;
 /// Query rows per kv head up to which this path is taken.
@@ -224,13 +226,13 @@ impl Part<'_> {
     /// Soft-cap, biases and visibility of a strip; logits are in units of log2 afterwards.
     fn finish_scores(&self, strip: &Range<usize>, logits: &mut [[f32; STRIP]; SHARE]) {
         let plain = self.is_plain();
-        for i in 0..self.count {
+        for (i, row) in logits.iter_mut().enumerate().take(self.count) {
             let [h, n] = self.place(self.first + i);
             let position = self.scope.query_position(n);
             if plain && self.scope.sees_all(strip.clone(), position, position) && n < self.scope.queries.end {
                 continue;
             }
-            for (x, key) in logits[i].iter_mut().zip(strip.clone()) {
+            for (x, key) in row.iter_mut().zip(strip.clone()) {
                 if !plain {
                     *x = self.rich_score(*x, [h, n], key);
                 }
@@ -288,6 +290,7 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
             let mut sums = [[s.zero(); 4]; Q];
             for d in (0..width).step_by(S::N) {
                 for key in 0..4 {
+                    s.prefetch(four, (key + AHEAD) * stride + d);
                     let x = T::load(s, &four[key * stride + d..]);
                     for (i, sums) in sums.iter_mut().enumerate() {
                         sums[key] = s.mul_add(s.load(&q[i * padded + d..]), x, sums[key]);
@@ -295,9 +298,7 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
                 }
             }
             for (i, sums) in sums.into_iter().enumerate() {
-                for (key, sum) in sums.into_iter().enumerate() {
-                    logits[i][slot + key] = s.sum(sum);
-                }
+                s.sum_four(sums, &mut logits[i][slot..]);
             }
             slot += 4;
         }
@@ -397,6 +398,7 @@ fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
     for slot in 0..count {
         let row = &rows[slot * stride..];
         for c in 0..C {
+            s.prefetch(row, AHEAD * stride + c * S::N);
             let x = T::load(s, &row[c * S::N..]);
             for (i, sums) in sums.iter_mut().enumerate() {
                 sums[c] = s.mul_add(s.splat(weights[i][slot]), x, sums[c]);

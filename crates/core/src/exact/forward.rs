@@ -257,7 +257,7 @@ impl Task for MeetBlock<'_, '_> {
                 pack::fill_dense(s, problem, [block.b, block.h], (queries, &facts.rows), (square, dense));
             }
             let meeting = Meeting {
-                k: k,
+                k,
                 qt: &qt[i * size..(i + 1) * size],
                 dk: dims.dk,
                 facts,

@@ -107,7 +107,7 @@ impl Worker<'_> {
                 pack::fill_dense(s, problem, [b, h], (queries, &facts.rows), (&mut *square, &mut *dense));
             }
             let meeting = Meeting {
-                k: k,
+                k,
                 qt: &*qt,
                 dk: dims.dk,
                 facts,

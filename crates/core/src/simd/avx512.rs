@@ -5,6 +5,14 @@ use super::{EXP2_FLOOR, Lanes, Task};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
+/// One call of an intrinsic whose only demand is the feature that the token proves.
+macro_rules! proven {
+    ($call:expr) => {
+        // SAFETY: `Avx512` exists only where the processor has the instructions.
+        unsafe { $call }
+    };
+}
+
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and FMA.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx512(());
@@ -23,17 +31,17 @@ impl Avx512 {
     }
 }
 
+impl Avx512 {
+    /// Adds the odd to the even quarters of each register; those of `a` come first.
+    #[inline(always)]
+    fn fold(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)))
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
 fn inside<T: Task>(s: Avx512, task: T) -> T::Output {
     task.run::<Avx512, 8>(s)
-}
-
-/// One call of an intrinsic whose only demand is the feature that the token proves.
-macro_rules! proven {
-    ($call:expr) => {
-        // SAFETY: `Avx512` exists only where the processor has the instructions.
-        unsafe { $call }
-    };
 }
 
 impl Lanes for Avx512 {
@@ -45,6 +53,12 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn vectorize<T: Task>(self, task: T) -> T::Output {
         proven!(inside(self, task))
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &[T], at: usize) {
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(at).cast()) }
     }
 
     #[inline(always)]
@@ -126,6 +140,17 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn sum(self, x: __m512) -> f32 {
         proven!(_mm512_reduce_add_ps(x))
+    }
+    /// Halves fold into quarters of one register, so that four sums share their last steps.
+    #[inline(always)]
+    fn sum_four(self, x: [__m512; 4], into: &mut [f32]) {
+        let into = &mut into[..4];
+        let quarters = self.fold(self.fold(x[0], x[1]), self.fold(x[2], x[3]));
+        let halves = self.add(quarters, proven!(_mm512_permute_ps::<0b01_00_11_10>(quarters)));
+        let all = self.add(halves, proven!(_mm512_permute_ps::<0b10_11_00_01>(halves)));
+        let first = proven!(_mm512_maskz_compress_ps(0x1111, all));
+        // SAFETY: the slice has four elements.
+        unsafe { _mm_storeu_ps(into.as_mut_ptr(), _mm512_castps512_ps128(first)) }
     }
     #[inline(always)]
     fn largest(self, x: __m512) -> f32 {

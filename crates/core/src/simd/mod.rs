@@ -36,6 +36,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// One bit per lane.
     type M: Copy;
 
+    /// Asks for the cache line of an element that will be read soon. A hint: it may point past the end.
+    fn prefetch<T>(self, from: &[T], at: usize);
+
     /// Runs `task` inside a function compiled for this level, so that everything inlined into it uses its registers.
     fn vectorize<T: Task>(self, task: T) -> T::Output;
 
@@ -107,6 +110,14 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Transposes the `N × N` block at the front of `from` (rows `from_step` apart) into rows `into_step` apart,
     /// multiplied by `factor`.
     fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: f32);
+
+    /// Writes the sums of four registers to the front of a slice.
+    #[inline(always)]
+    fn sum_four(self, x: [Self::F; 4], into: &mut [f32]) {
+        for (to, x) in into[..4].iter_mut().zip(x) {
+            *to = self.sum(x);
+        }
+    }
 
     /// Zero in every lane.
     #[inline(always)]

@@ -55,6 +55,9 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, _from: &[T], _at: usize) {}
+
+    #[inline(always)]
     fn splat(self, x: f32) -> [f32; 8] {
         [x; 8]
     }

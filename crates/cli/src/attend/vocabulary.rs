@@ -1,0 +1,57 @@
+//! Which tensors a file may hold for a mechanism.
+
+use super::Call;
+use crate::failure::{Failure, warn};
+use crate::files::Archive;
+use regard_core::mechanism::About;
+
+/// Every tensor that some mechanism reads beside q, k, v.
+const KNOWN: [&str; 19] = [
+    "key_bias",
+    "bias",
+    "mask",
+    "until",
+    "lengths",
+    "lengths_q",
+    "offsets_q",
+    "offsets_k",
+    "key_spans",
+    "key_positions",
+    "query_positions",
+    "types",
+    "type_logits",
+    "gates",
+    "codebook",
+    "codebook_q",
+    "hyperplanes",
+    "threshold",
+    "gate_logits",
+];
+/// May stand in any file.
+const ALWAYS: [&str; 5] = ["q", "k", "v", "x", "do"];
+/// A ragged cache's tensors go with the mechanism that reads packed sequences.
+const RAGGED: [&str; 3] = ["key_spans", "key_positions", "query_positions"];
+
+/// Whether a mechanism reads a tensor.
+fn reads(about: &About, name: &str) -> bool {
+    about.tensors.contains(&name) || RAGGED.contains(&name) && about.tensors.contains(&"offsets_k")
+}
+
+/// Refuses what another mechanism would read, and what the call excludes; warns of strangers.
+pub fn check(archive: &Archive, call: &Call<'_>) -> Result<(), Failure> {
+    let about = call.chosen.about();
+    for name in archive.names().filter(|name| !ALWAYS.contains(name) && !reads(about, name)) {
+        if KNOWN.contains(&name) {
+            return Err(archive.refuse(name, &format!("is not read by {}; leave it out of the file", about.name)));
+        }
+        warn(&format!("{}: tensor {name:?} is none that {} reads; ignored", archive.path().display(), about.name));
+    }
+    let packed = ["offsets_q", "offsets_k"].into_iter().chain(RAGGED);
+    if let Some(name) = packed.filter(|_| call.step).find(|name| archive.entry(name).is_some()) {
+        return Err(Failure::Usage(format!("--step does not go with the tensor \"{name}\" in {}", archive.path().display())));
+    }
+    if call.gradients && archive.entry("do").is_none() {
+        return Err(archive.refuse("do", "is missing; --gradients needs it, [B,H,N,Dv] of q's dtype"));
+    }
+    Ok(())
+}

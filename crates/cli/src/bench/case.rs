@@ -1,0 +1,223 @@
+//! One mechanism, one pass, one length: measured, then held against its definition.
+
+use super::accuracy::{self, Deviation, Differences};
+use super::heads::{Heads, Source};
+use super::measure::{Evictor, Timing, measure};
+use super::record::{Approximation, Machine, Record};
+use crate::chosen::Chosen;
+use crate::failure::Failure;
+use crate::tensor::{Float, Tensor};
+use clap::ValueEnum;
+use regard_core::mechanism::{Inputs, Mechanism, Pass};
+use regard_core::{Dims, Error, Gradients, Output, Par, Saved, Sight, View};
+
+/// Gradients are compared as a whole up to so many visible pairs times widths, dq alone in sampled rows beyond.
+const WHOLE: f64 = 3e8;
+
+/// What is timed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Phase {
+    /// All queries at once
+    Forward,
+    /// The same, and then its gradients
+    Backward,
+    /// One query
+    Decode,
+}
+
+impl Phase {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::Decode => "decode",
+        }
+    }
+}
+
+/// One row of the table to be.
+pub struct Case<'a> {
+    /// The mechanism.
+    pub chosen: &'a Chosen,
+    /// What of it.
+    pub phase: Phase,
+    /// Where inputs come from.
+    pub source: &'a Source,
+    /// The inputs.
+    pub heads: &'a Heads,
+    /// Whether queries see no later keys.
+    pub causal: bool,
+    /// How it runs.
+    pub par: Par,
+}
+
+/// What a call writes to.
+struct Results {
+    o: Tensor,
+    lse: Tensor,
+    gradients: Option<[Tensor; 3]>,
+}
+
+/// What a call has to do at least.
+struct Work {
+    /// Pairs of queries and keys that see each other.
+    pairs: f64,
+    flops: f64,
+    bytes: f64,
+}
+
+impl Case<'_> {
+    /// Measures, and refuses numbers of a call whose results are wrong.
+    pub fn measured(&self, runs: usize, evictor: Option<&Evictor>, machine: &Machine) -> Result<Record, Failure> {
+        let usage = |error: Error| Failure::Usage(format!("{}: {error}", self.chosen.about().name));
+        let mut results = self.results(self.heads);
+        let inputs = self.inputs(self.heads).map_err(usage)?;
+        let work = self.work(&inputs).map_err(usage)?;
+        let evictor = evictor.filter(|_| self.phase == Phase::Decode);
+        let timing = measure(self.par, runs, evictor, || self.call(&inputs, &mut results)).map_err(usage)?;
+        let error = self.error(&inputs, &results, &work).map_err(usage)?;
+        if let Some(error) = error {
+            self.check_sane(error)?;
+        }
+        let approximation = self.approximation(&inputs, &results).map_err(usage)?;
+        Ok(Record { error, approximation, ..self.record(&timing, &work, machine) })
+    }
+
+    fn record(&self, timing: &Timing, work: &Work, machine: &Machine) -> Record {
+        let Dims { batch, heads, kv_heads, keys, dk, .. } = self.heads.dims;
+        let gflops = work.flops / timing.median() / 1e9;
+        let gbps = (self.phase == Phase::Decode).then(|| work.bytes / timing.median() / 1e9);
+        Record {
+            mechanism: self.chosen.about().name,
+            pass: self.phase.name(),
+            dtype: self.source.float.name(),
+            batch,
+            heads,
+            kv_heads,
+            head_dim: dk,
+            length: keys,
+            causal: self.causal,
+            options: self.chosen.options(),
+            median_s: timing.median(),
+            min_s: timing.shortest(),
+            runs: timing.runs(),
+            gflops,
+            gbps,
+            ceiling_fraction: gbps.map_or(gflops / machine.arithmetic(self.source.float), |gbps| gbps / machine.reading()),
+            extra_bytes: timing.extra_bytes,
+            error: None,
+            approximation: None,
+        }
+    }
+
+    /// Dropout acts where training would run.
+    fn pass(&self) -> Pass {
+        Pass { training: self.phase != Phase::Decode, ..Pass::default() }
+    }
+
+    fn queries(&self) -> usize {
+        if self.phase == Phase::Decode { 1 } else { self.heads.dims.queries }
+    }
+
+    /// All queries, or the last one.
+    fn inputs<'h>(&self, heads: &'h Heads) -> Result<Inputs<'h>, Error> {
+        let Dims { batch, heads: h, queries, dk, .. } = heads.dims;
+        let n = self.queries();
+        let q = heads.q.part([0, 0, queries - n, 0], [batch, h, n, dk], "q")?;
+        let sight = if self.causal { Sight::causal() } else { Sight::full() };
+        Ok(Inputs::new(q, heads.k.view("k")?, heads.v.view("v")?, sight))
+    }
+
+    fn results(&self, inputs: &Heads) -> Results {
+        let Dims { batch, heads, dv, .. } = inputs.dims;
+        let like = |tensor: &Tensor| Tensor::zeros(self.source.float, &tensor.shape);
+        Results {
+            o: Tensor::zeros(self.source.float, &[batch, heads, self.queries(), dv]),
+            lse: Tensor::zeros(Float::F32, &[batch, heads, self.queries()]),
+            gradients: (self.phase == Phase::Backward).then(|| [&inputs.q, &inputs.k, &inputs.v].map(like)),
+        }
+    }
+
+    fn call(&self, inputs: &Inputs<'_>, results: &mut Results) -> Result<(), Error> {
+        let mechanism = &self.chosen.mechanism;
+        let Results { o, lse, gradients } = results;
+        let mut output = Output { o: o.view_mut("o")?, lse: Some(lse.as_f32_mut()) };
+        mechanism.forward(inputs, self.pass(), &mut output, self.par)?;
+        let Some([dq, dk, dv]) = gradients else { return Ok(()) };
+        let saved = Saved { o: o.view("o")?, lse: lse.as_f32(), d_o: self.heads.d_o.view("do")? };
+        let [dq, dk, dv] = [Some(dq.view_mut("dq")?), Some(dk.view_mut("dk")?), Some(dv.view_mut("dv")?)];
+        let mut gradients = Gradients { dq, dk, dv, ..Gradients::default() };
+        mechanism.backward(inputs, self.pass(), &saved, &mut gradients, self.par)
+    }
+
+    /// Plain causal attention counts as half of all pairs, everything else as the pairs that see each other.
+    fn work(&self, inputs: &Inputs<'_>) -> Result<Work, Error> {
+        let problem = self.chosen.mechanism.problem(inputs, self.pass())?;
+        let Dims { batch, heads, queries: n, dk, dv, .. } = *problem.dims();
+        let seen = problem.visible_pairs();
+        let triangle = self.causal && seen == (batch * heads) as u64 * (n as u64 * (n as u64 + 1) / 2) && n > 1;
+        let pairs = if triangle { (batch * heads) as f64 * (n as f64).powi(2) / 2.0 } else { seen as f64 };
+        let factor = if self.phase == Phase::Backward { 3.5 } else { 1.0 };
+        let bytes = seen as f64 / problem.dims().group() as f64 * ((dk + dv) * self.source.float.bytes()) as f64;
+        Ok(Work { pairs: seen as f64, flops: factor * 2.0 * (dk + dv) as f64 * pairs, bytes })
+    }
+
+    /// Against the mechanism's own definition: gradients after a backward pass, else o.
+    fn error(&self, inputs: &Inputs<'_>, results: &Results, work: &Work) -> Result<Option<Deviation>, Error> {
+        let definition = self.chosen.mechanism.definition(inputs, self.pass())?;
+        let dims = Dims { queries: self.queries(), ..self.heads.dims };
+        let rows = accuracy::sample(&dims);
+        let Some(gradients) = &results.gradients else {
+            return Ok(Some(accuracy::of_forward(&definition, results.o.view("o")?, &rows).deviation()));
+        };
+        if work.pairs * (dims.dk + dims.dv) as f64 > WHOLE {
+            let [dq, ..] = gradients;
+            let differences = accuracy::of_dq(&definition, self.heads.d_o.view("do")?, dq.view("dq")?, &rows);
+            return Ok(differences.map(Differences::deviation));
+        }
+        let expected = definition.backward(&self.heads.d_o.to_f64());
+        let mut differences = Differences::default();
+        for (found, expected) in gradients.iter().zip([&expected.dq, &expected.dk, &expected.dv]) {
+            differences.add(found.to_f64(), expected);
+        }
+        Ok(Some(differences.deviation()))
+    }
+
+    /// Against exact attention, on random inputs and on those of a file.
+    fn approximation(&self, inputs: &Inputs<'_>, results: &Results) -> Result<Option<Approximation>, Error> {
+        let exact = Mechanism::by_name("exact").filter(|exact| exact.about().name != self.chosen.about().name);
+        let Some(exact) = exact else { return Ok(None) };
+        let distance = |inputs: &Inputs<'_>, o: View<'_>| -> Result<Deviation, Error> {
+            let rows = accuracy::sample(&Dims { queries: self.queries(), ..self.heads.dims });
+            Ok(accuracy::of_forward(&exact.definition(inputs, Pass::default())?, o, &rows).deviation())
+        };
+        let here = distance(inputs, results.o.view("o")?)?;
+        if self.source.captured.is_none() {
+            return Ok(Some(Approximation { random: Some(here), captured: None }));
+        }
+        let heads = self.source.random_heads(self.heads.dims.keys);
+        let random = self.inputs(&heads)?;
+        let mut o = self.results(&heads).o;
+        let mut output = Output { o: o.view_mut("o")?, lse: None };
+        self.chosen.mechanism.forward(&random, self.pass(), &mut output, self.par)?;
+        Ok(Some(Approximation { random: Some(distance(&random, o.view("o")?)?), captured: Some(here) }))
+    }
+
+    /// Speed means nothing if the results are wrong.
+    fn check_sane(&self, error: Deviation) -> Result<(), Failure> {
+        let limit = match self.source.float {
+            Float::F32 | Float::F64 => 1e-3,
+            Float::F16 => 2e-2,
+            Float::Bf16 => 1e-1,
+        };
+        let relative = error.rel_l2.unwrap_or(error.max_abs);
+        if relative <= limit {
+            return Ok(());
+        }
+        let (name, pass, length) = (self.chosen.about().name, self.phase.name(), self.heads.dims.keys);
+        Err(Failure::Data(format!(
+            "{name} {pass} at length {length} is off by a fraction of {relative:.1e} from its definition, more than {limit:.0e}; this is a bug, please report it"
+        )))
+    }
+}

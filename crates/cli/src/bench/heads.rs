@@ -1,0 +1,219 @@
+//! What is attended to: random q, k, v with a few large logits, or those of a file, cut or tiled to a length.
+
+use super::draw::Draw;
+use crate::failure::Failure;
+use crate::files::Archive;
+use crate::memory;
+use crate::tensor::{Data, Float, Tensor};
+use rayon::prelude::*;
+use regard_core::{Dims, Element, Error, Problem, Scores, Sight};
+
+/// Every so many keys one is long, so that its logits are large.
+const LARGE_EVERY: usize = 97;
+/// How much longer.
+const LARGE: f32 = 6.0;
+/// Spread of the noise on repeated rows, as a fraction of the tensor's own.
+const NOISE: f64 = 0.1;
+
+/// Sizes that do not depend on the length.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    /// B.
+    pub batch: usize,
+    /// H.
+    pub heads: usize,
+    /// G.
+    pub kv_heads: usize,
+    /// Width of q and k.
+    pub dk: usize,
+    /// Width of v.
+    pub dv: usize,
+}
+
+impl Sizes {
+    /// With as many queries as keys.
+    pub fn dims(self, length: usize) -> Dims {
+        let Sizes { batch, heads, kv_heads, dk, dv } = self;
+        Dims { batch, heads, kv_heads, queries: length, keys: length, dk, dv }
+    }
+}
+
+/// Inputs of one length.
+pub struct Heads {
+    /// `[B, H, N, Dk]`.
+    pub q: Tensor,
+    /// `[B, G, N, Dk]`.
+    pub k: Tensor,
+    /// `[B, G, N, Dv]`.
+    pub v: Tensor,
+    /// `[B, H, N, Dv]`.
+    pub d_o: Tensor,
+    /// Their sizes.
+    pub dims: Dims,
+}
+
+/// Where inputs come from.
+pub struct Source {
+    /// Of every length.
+    pub sizes: Sizes,
+    /// Their type.
+    pub float: Float,
+    /// What they are made from if not from chance alone.
+    pub captured: Option<Captured>,
+    seed: u64,
+}
+
+impl Source {
+    /// Random inputs.
+    pub fn random(sizes: Sizes, float: Float, seed: u64) -> Self {
+        Source { sizes, float, captured: None, seed }
+    }
+
+    /// A file's.
+    pub fn captured(captured: Captured, float: Option<Float>, seed: u64) -> Self {
+        let float = float.unwrap_or(captured.float);
+        Source { sizes: captured.sizes, float, captured: Some(captured), seed }
+    }
+
+    /// Inputs of this length.
+    pub fn heads(&self, length: usize) -> Heads {
+        match &self.captured {
+            None => self.random_heads(length),
+            Some(captured) => self.captured_heads(captured, length),
+        }
+    }
+
+    /// Random inputs of this length and these sizes.
+    pub fn random_heads(&self, length: usize) -> Heads {
+        let normals = |tensor, [bh, n]: [usize; 2], row: &mut [f32]| {
+            row.fill(0.0);
+            Draw::new(self.seed, [tensor, bh, n]).add_normals(1.0, row);
+        };
+        let keys = |at: [usize; 2], row: &mut [f32]| {
+            normals(1, at, row);
+            if at[1] % LARGE_EVERY == LARGE_EVERY / 2 {
+                row.iter_mut().for_each(|x| *x *= LARGE);
+            }
+        };
+        self.made(length, |at, row| normals(0, at, row), keys, |at, row| normals(2, at, row))
+    }
+
+    fn captured_heads(&self, captured: &Captured, length: usize) -> Heads {
+        let rows = |which: usize| {
+            move |[bh, n]: [usize; 2], row: &mut [f32]| {
+                let Recorded { tensor, spread } = &captured.tensors[which];
+                let [.., tokens, width] = tensor.shape4();
+                let start = (bh * tokens + n % tokens) * width;
+                row.copy_from_slice(&tensor.as_f32()[start..start + width]);
+                if n >= tokens {
+                    Draw::new(self.seed, [which, bh, n]).add_normals(NOISE * spread, row);
+                }
+            }
+        };
+        self.made(length, rows(0), rows(1), rows(2))
+    }
+
+    fn made(&self, length: usize, q: impl Row, k: impl Row, v: impl Row) -> Heads {
+        let dims = self.sizes.dims(length);
+        let Dims { batch, heads, kv_heads, dk, dv, .. } = dims;
+        let d_o = |[bh, n]: [usize; 2], row: &mut [f32]| {
+            row.fill(0.0);
+            Draw::new(self.seed, [3, bh, n]).add_normals(1.0, row);
+        };
+        Heads {
+            q: filled(self.float, [batch, heads, length, dk], q),
+            k: filled(self.float, [batch, kv_heads, length, dk], k),
+            v: filled(self.float, [batch, kv_heads, length, dv], v),
+            d_o: filled(self.float, [batch, heads, length, dv], d_o),
+            dims,
+        }
+    }
+}
+
+/// Writes the row of a head and token.
+trait Row: Fn([usize; 2], &mut [f32]) + Sync {}
+impl<F: Fn([usize; 2], &mut [f32]) + Sync> Row for F {}
+
+fn filled(float: Float, shape: [usize; 4], row: impl Row) -> Tensor {
+    let mut tensor = Tensor::zeros(float, &shape);
+    match &mut tensor.data {
+        Data::F32(x) => fill(x, shape, row),
+        Data::Bf16(x) => fill(x, shape, row),
+        Data::F16(x) => fill(x, shape, row),
+        _ => {}
+    }
+    tensor
+}
+
+fn fill<T: Element>(values: &mut [T], [.., tokens, width]: [usize; 4], row: impl Row) {
+    values.par_chunks_mut(width).enumerate().for_each_init(
+        || vec![0.0; width],
+        |buffer, (at, into)| {
+            row([at / tokens, at % tokens], buffer);
+            for (to, &from) in into.iter_mut().zip(buffer.iter()) {
+                *to = T::from_f32(from);
+            }
+        },
+    );
+}
+
+/// q, k, v of a file.
+pub struct Captured {
+    tensors: [Recorded; 3],
+    sizes: Sizes,
+    float: Float,
+}
+
+struct Recorded {
+    /// In f32.
+    tensor: Tensor,
+    /// Standard deviation.
+    spread: f64,
+}
+
+impl Captured {
+    /// Reads q, k, v.
+    pub fn read(archive: &Archive) -> Result<Self, Failure> {
+        let path = archive.path().display().to_string();
+        let names = ["q", "k", "v"];
+        memory::check_room(4.0 * archive.bytes(&names) as f64, &path)?;
+        let float = archive.float("q", &[Float::F32, Float::Bf16, Float::F16, Float::F64])?;
+        let recorded = |name: &'static str| {
+            archive.shape4(name)?;
+            archive.float(name, &[float])?;
+            archive.finite(name, false).map(Recorded::new)
+        };
+        let tensors = [recorded("q")?, recorded("k")?, recorded("v")?];
+        let sizes = checked(&tensors).map_err(|error| Failure::Data(format!("{path}: {error}")))?;
+        if let Some(name) = names.iter().zip(&tensors).find_map(|(name, recorded)| recorded.tensor.shape.contains(&0).then_some(name)) {
+            return Err(archive.refuse(name, "is empty; there is nothing to measure on"));
+        }
+        Ok(Captured { tensors, sizes, float: if float == Float::F64 { Float::F32 } else { float } })
+    }
+
+    /// Tokens it has.
+    pub fn length(&self) -> usize {
+        self.tensors[1].tensor.shape[2]
+    }
+
+    /// Whether inputs of this length repeat some of its rows.
+    pub fn is_repeated_at(&self, length: usize) -> bool {
+        self.tensors.iter().any(|recorded| recorded.tensor.shape[2] < length)
+    }
+}
+
+fn checked([q, k, v]: &[Recorded; 3]) -> Result<Sizes, Error> {
+    let views = (q.tensor.view("q")?, k.tensor.view("k")?, v.tensor.view("v")?);
+    let Dims { batch, heads, kv_heads, dk, dv, .. } = *Problem::new(views.0, views.1, views.2, Sight::full(), Scores::new())?.dims();
+    Ok(Sizes { batch, heads, kv_heads, dk, dv })
+}
+
+impl Recorded {
+    fn new(tensor: Tensor) -> Self {
+        let values = tensor.to_f64();
+        let mean = |sum: f64| sum / values.len() as f64;
+        let centre = mean(values.iter().sum());
+        let spread = mean(values.iter().map(|x| (x - centre).powi(2)).sum()).sqrt();
+        Recorded { tensor: tensor.converted(Float::F32), spread }
+    }
+}

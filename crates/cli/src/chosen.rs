@@ -1,0 +1,135 @@
+//! The mechanisms a call names, with the options it sets.
+
+use crate::failure::Failure;
+use regard_core::mechanism::{About, Causality, Mechanism, OptionAbout, OptionError};
+use serde_json::{Map, Value};
+use std::str::FromStr;
+
+/// `--set key=value` or `--set mechanism.key=value`.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    mechanism: Option<String>,
+    key: String,
+    value: String,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or_else(|| format!("{text} is not of the form key=value"))?;
+        let (mechanism, key) = match name.split_once('.') {
+            Some((mechanism, key)) => (Some(mechanism.to_owned()), key),
+            None => (None, name),
+        };
+        Ok(Setting { mechanism, key: key.to_owned(), value: value.to_owned() })
+    }
+}
+
+/// A mechanism and what was set of it.
+pub struct Chosen {
+    /// With its options set.
+    pub mechanism: Mechanism,
+    settings: Vec<Setting>,
+}
+
+impl Chosen {
+    /// The mechanisms of these names.
+    pub fn all(names: &[String], settings: &[Setting]) -> Result<Vec<Self>, Failure> {
+        let mut chosen = names.iter().map(|name| Chosen::named(name)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(name) = names.iter().enumerate().find_map(|(i, name)| names[..i].contains(name).then_some(name)) {
+            return Err(Failure::Usage(format!("mechanism {name} is named twice")));
+        }
+        for setting in settings {
+            Chosen::target(&mut chosen, setting)?.set(setting)?;
+        }
+        Ok(chosen)
+    }
+
+    /// The mechanism of this name.
+    pub fn one(name: &str, settings: &[Setting]) -> Result<Self, Failure> {
+        Ok(Chosen::all(&[name.to_owned()], settings)?.remove(0))
+    }
+
+    /// What the list says of it.
+    pub fn about(&self) -> &'static About {
+        self.mechanism.about()
+    }
+
+    /// Refuses a form that it does not have.
+    pub fn check_causal(&self, causal: bool) -> Result<(), Failure> {
+        let About { name, causality, .. } = self.about();
+        match (causality, causal) {
+            (Causality::Required, false) => Err(Failure::Usage(format!("{name} is causal only: add --causal"))),
+            (Causality::Never, true) => Err(Failure::Usage(format!("{name} has no causal form: leave --causal out"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The value set for an option, as written.
+    pub fn written(&self, key: &str) -> Option<&str> {
+        self.settings.iter().find(|setting| setting.key == key).map(|setting| setting.value.as_str())
+    }
+
+    /// Every option with the value it has.
+    pub fn options(&self) -> Map<String, Value> {
+        let value = |option: &OptionAbout| typed(option, self.written(option.name).unwrap_or(option.default));
+        self.about().options.iter().map(|option| (option.name.to_owned(), value(option))).collect()
+    }
+
+    fn named(name: &str) -> Result<Self, Failure> {
+        let known: Vec<&str> = Mechanism::ALL.iter().map(|about| about.name).collect();
+        let unknown = || Failure::Usage(format!("unknown mechanism \"{name}\"{}; there are {}", meant(name, &known), known.join(", ")));
+        Ok(Chosen { mechanism: Mechanism::by_name(name).ok_or_else(unknown)?, settings: Vec::new() })
+    }
+
+    fn target<'c>(chosen: &'c mut [Chosen], setting: &Setting) -> Result<&'c mut Chosen, Failure> {
+        let Setting { mechanism, key, value } = setting;
+        let names: Vec<&str> = chosen.iter().map(|chosen| chosen.about().name).collect();
+        match mechanism {
+            None if chosen.len() == 1 => Ok(&mut chosen[0]),
+            None => Err(Failure::Usage(format!(
+                "--set {key}={value} could be of {}; write --set {}.{key}={value}",
+                names.join(" or "),
+                names[0]
+            ))),
+            Some(wanted) => {
+                let unnamed = format!("--set {wanted}.{key}={value} is of no mechanism in this call{}", meant(wanted, &names));
+                chosen.iter_mut().find(|chosen| chosen.about().name == wanted).ok_or(Failure::Usage(unnamed))
+            }
+        }
+    }
+
+    fn set(&mut self, setting: &Setting) -> Result<(), Failure> {
+        let name = self.about().name;
+        if self.written(&setting.key).is_some() {
+            return Err(Failure::Usage(format!("option {} of {name} is set twice", setting.key)));
+        }
+        self.mechanism.set(&setting.key, &setting.value).map_err(|error| match error {
+            OptionError::Unknown { name: key, known } => {
+                Failure::Usage(format!("{name} has no option \"{key}\"{}; it has {}", meant(&key, &known), known.join(", ")))
+            }
+            error @ OptionError::Value { .. } => Failure::Usage(format!("{name}: {error}")),
+        })?;
+        self.settings.push(setting.clone());
+        Ok(())
+    }
+}
+
+/// A value as JSON: a number or a boolean where it is one, null where it is left open.
+pub fn typed(option: &OptionAbout, written: &str) -> Value {
+    let number = |text: &str| text.strip_suffix('k').map_or(text.parse().ok(), |k| k.parse().ok().map(|n: f64| n * 1024.0));
+    match option.kind {
+        _ if written.is_empty() => Value::Null,
+        "integer" => number(written).map_or(Value::Null, |number| Value::from(number as u64)),
+        "number" => number(written).map_or(Value::Null, Value::from),
+        "boolean" => Value::from(written == "true"),
+        _ => Value::from(written),
+    }
+}
+
+/// `, did you mean "…"?` with the known name nearest to the written one.
+fn meant(written: &str, known: &[&str]) -> String {
+    let nearness = |name: &&&str| (strsim::jaro_winkler(written, name) * 1e6) as u64;
+    known.iter().max_by_key(nearness).map_or_else(String::new, |name| format!(", did you mean \"{name}\"?"))
+}
