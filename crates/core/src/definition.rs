@@ -20,7 +20,7 @@ impl Problem<'_> {
             q: widened(&self.q),
             k: widened(&self.k),
             v: widened(&self.v),
-            scale: Some(f64::from(self.scale())),
+            scale: self.written_scale().map(f64::from),
             causal: rules.causal,
             window_left: rules.left,
             window_right: rules.right,

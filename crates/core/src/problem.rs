@@ -181,6 +181,11 @@ impl<'a> Problem<'a> {
         self.scores.scale.unwrap_or_else(|| 1.0 / (self.dims.dk as f32).sqrt())
     }
 
+    /// The factor if the caller set one.
+    pub(crate) fn written_scale(&self) -> Option<f32> {
+        self.scores.scale
+    }
+
     pub(crate) fn softcap(&self) -> Option<f32> {
         self.scores.softcap
     }

@@ -29,12 +29,12 @@ const KNOWN: [&str; 19] = [
 ];
 /// May stand in any file.
 const ALWAYS: [&str; 5] = ["q", "k", "v", "x", "do"];
-/// A ragged cache's tensors go with the mechanism that reads packed sequences.
+/// Those of a ragged cache.
 const RAGGED: [&str; 3] = ["key_spans", "key_positions", "query_positions"];
 
 /// Whether a mechanism reads a tensor.
 fn reads(about: &About, name: &str) -> bool {
-    about.tensors.contains(&name) || RAGGED.contains(&name) && about.tensors.contains(&"offsets_k")
+    about.tensors.contains(&name)
 }
 
 /// Refuses what another mechanism would read, and what the call excludes; warns of strangers.

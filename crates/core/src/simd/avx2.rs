@@ -33,6 +33,7 @@ macro_rules! proven {
 
 impl Lanes for Avx2 {
     const N: usize = 8;
+    const FUSED: bool = true;
     type F = __m256;
     type I = __m256i;
     type M = __m256;

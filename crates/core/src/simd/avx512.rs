@@ -46,6 +46,7 @@ fn inside<T: Task>(s: Avx512, task: T) -> T::Output {
 
 impl Lanes for Avx512 {
     const N: usize = 16;
+    const FUSED: bool = true;
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;

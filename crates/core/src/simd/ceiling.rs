@@ -14,10 +14,13 @@ const SAMPLES: usize = 7;
 pub fn fma_gflops(par: Par) -> f64 {
     median(|| {
         let start = Instant::now();
-        let flops = on_every_thread(par, |_| dispatch(par.level_in_use(), Chains { rounds: 1_000_000 }));
+        let flops = on_every_thread(par, |_| dispatch(par.level_in_use(), Chains { rounds: ROUNDS }));
         flops / start.elapsed().as_secs_f64() / 1e9
     })
 }
+
+/// Rounds of every chain: some ten milliseconds, so that starting threads does not count.
+const ROUNDS: usize = 4_000_000;
 
 /// The same for products of bf16 pairs, where the processor has them and the kernel uses them.
 pub fn bf16_gflops(_par: Par) -> Option<f64> {
@@ -74,17 +77,26 @@ impl Task for Chains {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) -> f64 {
-        let (factor, term) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
-        let mut chains = [s.splat(black_box(1.0)); 12];
-        for _ in 0..self.rounds {
-            for x in &mut chains {
-                *x = s.mul_add(*x, factor, term);
-            }
-        }
-        let total = chains.into_iter().fold(s.zero(), |sum, x| s.add(sum, x));
-        black_box(s.sum(total));
-        (self.rounds * 12 * S::N * 2) as f64
+        if R >= 8 { chains::<S, 12>(s, self.rounds) } else if S::FUSED { chains::<S, 10>(s, self.rounds) } else { chains::<S, 5>(s, self.rounds) }
     }
+}
+
+/// As many independent chains as stay in the registers of the level.
+#[inline(always)]
+fn chains<S: Lanes, const C: usize>(s: S, rounds: usize) -> f64 {
+    let (factor, term) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
+    let mut chains = [s.splat(black_box(1.0)); C];
+    for _ in 0..rounds {
+        for x in &mut chains {
+            *x = s.mul_add(*x, factor, term);
+        }
+    }
+    let mut total = s.zero();
+    for x in chains {
+        total = s.add(total, x);
+    }
+    black_box(s.sum(total));
+    (rounds * C * S::N * 2) as f64
 }
 
 struct Read<'a> {

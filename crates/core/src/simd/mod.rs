@@ -29,6 +29,8 @@ use std::str::FromStr;
 pub trait Lanes: Copy + Send + Sync + 'static {
     /// Lanes in a register.
     const N: usize;
+    /// Whether [`Lanes::mul_add`] is one instruction.
+    const FUSED: bool;
     /// A register of f32.
     type F: Copy;
     /// A register of i32.

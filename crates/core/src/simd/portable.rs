@@ -46,6 +46,7 @@ fn exp2(x: f32) -> f32 {
 
 impl Lanes for Portable {
     const N: usize = 8;
+    const FUSED: bool = false;
     type F = [f32; 8];
     type I = [i32; 8];
     type M = [bool; 8];
