@@ -27,7 +27,7 @@ PEERS = ("torch", "candle", "burn")
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}  # of the relative error in the 2-norm
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # malloc asks for transparent huge pages, here and in the children
-SHORTEST = 0.02  # seconds that one turn lasts at least: below that, calls are repeated
+SHORTEST = 0.15  # seconds that one turn lasts at least: below that, calls are repeated; waking a second processor takes milliseconds
 
 
 def main():
@@ -58,7 +58,7 @@ def parse():
     parser.add_argument("--runs", type=at_least(1), help="counted runs (7; quick: 2)")
     parser.add_argument("--warmups", type=at_least(0), help="uncounted runs before them (2; quick: 1)")
     parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)), help="default: all cores")
-    parser.add_argument("--pause", type=float, default=0.03, help="seconds of rest between turns (0.03)")
+    parser.add_argument("--pause", type=float, default=0.01, help="seconds of rest between turns (0.01)")
     parser.add_argument("--huge-pages", action="store_true", help="for everybody's memory (Linux with glibc)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="the record (JSON); without it there is only the table")

@@ -171,7 +171,7 @@ impl<'a> Sight<'a> {
         check_count("query_positions", Some(queries.len()), dims.batch * dims.queries)?;
         check_count("key_positions", Some(keys.len()), dims.batch * dims.kv_heads * dims.keys)?;
         let limit = i64::from(i32::MAX / 4);
-        match queries.iter().chain(keys).find(|p| p.abs() > limit) {
+        match queries.iter().chain(keys).find(|p| p.unsigned_abs() > limit.unsigned_abs()) {
             Some(p) => Err(Error::value("key_positions", format!("{p} exceeds {limit}"))),
             None => Ok(()),
         }

@@ -19,7 +19,7 @@ use crate::simd::{Across, Aligned, Along, Lanes, Rows, Task, dispatch, product};
 use crate::view::{DisjointRows, SharedRows, StridedMut, ViewMut};
 use crate::{Dims, Gradients, Par, Problem, Saved};
 use std::cell::RefCell;
-use std::f32::consts::LOG2_E;
+use std::f64::consts::LOG2_E;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -461,7 +461,7 @@ impl PanelScratch {
         for (i, row) in block.rows.clone().enumerate() {
             let lse = saved.lse[first + row];
             if lse != f32::NEG_INFINITY {
-                below[i] = -lse * LOG2_E;
+                below[i] = (f64::from(-lse) * LOG2_E) as f32;
                 minus_delta[i] = -delta[first + row];
             }
         }

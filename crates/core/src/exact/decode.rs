@@ -12,7 +12,7 @@ use crate::simd::{Aligned, Lanes, Task, dispatch};
 use crate::view::{DisjointRows, Element, Strided, StridedMut, View};
 use crate::{Par, Problem};
 use std::cell::RefCell;
-use std::f32::consts::{LN_2, LOG2_E};
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// Keys of a part.
@@ -454,5 +454,5 @@ fn merge_row(partials: &[&[f32]], to: &mut [f32]) -> f32 {
         return f32::NEG_INFINITY;
     }
     to.iter_mut().for_each(|x| *x /= sum);
-    (maximum + sum.log2()) * LN_2
+    ((f64::from(maximum) + f64::from(sum).log2()) * std::f64::consts::LN_2) as f32
 }

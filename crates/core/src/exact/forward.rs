@@ -21,7 +21,7 @@ use crate::simd::{Across, Aligned, Lanes, Rows, Task, dispatch, product};
 use crate::view::{DisjointRows, SharedRows, StridedMut};
 use crate::{Par, Problem};
 use std::cell::RefCell;
-use std::f32::consts::LN_2;
+use std::f64::consts::LN_2;
 use std::ops::Range;
 
 /// Queries in a block.
@@ -195,7 +195,7 @@ impl<'a> Block<'a> {
                 total = s.add(total, s.mul(scaled, s.zero()));
                 s.store(x, scaled);
             }
-            lse.row(i)[0] = if seen { (maximum[i] + sum[i].log2()) * LN_2 } else { f32::NEG_INFINITY };
+            lse.row(i)[0] = if seen { ((f64::from(maximum[i]) + f64::from(sum[i]).log2()) * LN_2) as f32 } else { f32::NEG_INFINITY };
             if s.sum(total) != 0.0 {
                 let at = [self.b, self.h, self.rows.start + i];
                 lse.row(i)[0] = careful::row(self.problem, &self.scope, at, &mut row[..self.problem.dims.dv]);

@@ -10,7 +10,7 @@ use crate::par::Jobs;
 use crate::simd::{Aligned, Lanes, Task, dispatch};
 use crate::view::{DisjointRows, StridedMut};
 use crate::{Par, Problem};
-use std::f32::consts::LOG2_E;
+use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
 /// Fills `into [B, H, M]` from `lse [B, H, N]`; sizes are checked.
@@ -101,7 +101,7 @@ impl Worker<'_> {
             let lse = &self.lse[(b * dims.heads + h) * dims.queries..][queries.clone()];
             below.fill(f32::NEG_INFINITY);
             for (below, lse) in below.iter_mut().zip(lse).filter(|(_, lse)| **lse != f32::NEG_INFINITY) {
-                *below = -lse * LOG2_E;
+                *below = (f64::from(-lse) * LOG2_E) as f32;
             }
             if extras.dense {
                 pack::fill_dense(s, problem, [b, h], (queries, &facts.rows), (&mut *square, &mut *dense));

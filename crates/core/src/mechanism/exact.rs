@@ -56,7 +56,19 @@ impl Config for Exact {
         about: "Softmax attention over every visible key, tiled, nothing approximated",
         causality: Causality::Optional,
         options: OPTIONS,
-        tensors: &["key_bias", "until", "lengths", "lengths_q", "mask", "bias", "offsets_q", "offsets_k", "key_spans", "key_positions", "query_positions"],
+        tensors: &[
+            "key_bias",
+            "until",
+            "lengths",
+            "lengths_q",
+            "mask",
+            "bias",
+            "offsets_q",
+            "offsets_k",
+            "key_spans",
+            "key_positions",
+            "query_positions",
+        ],
         traces: &["lse", "received"],
     };
 

@@ -77,7 +77,13 @@ impl Task for Chains {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) -> f64 {
-        if R >= 8 { chains::<S, 12>(s, self.rounds) } else if S::FUSED { chains::<S, 10>(s, self.rounds) } else { chains::<S, 5>(s, self.rounds) }
+        if R >= 8 {
+            chains::<S, 12>(s, self.rounds)
+        } else if S::FUSED {
+            chains::<S, 10>(s, self.rounds)
+        } else {
+            chains::<S, 5>(s, self.rounds)
+        }
     }
 }
 

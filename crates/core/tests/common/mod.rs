@@ -1,5 +1,12 @@
 //! Random exact problems for the tests: every option, drawn from a seed.
 
+#![allow(dead_code, reason = "each suite uses a part")]
+
+pub mod data;
+pub mod heads;
+pub mod sample;
+pub mod steps;
+
 use regard_core::oracle::{Definition, Forward, Gradients as Exact, Storage, Weights, plain, plain_gradients};
 use regard_core::simd::Level;
 use regard_core::{
@@ -329,33 +336,21 @@ impl Case {
         let [.., o] = self.shapes();
         let d_o = values(self.d_o.view(o, self.strides(o)));
         let (forward, gradients) = (definition.forward(), definition.backward(&d_o));
-        Judge { plain: self.plain_errors(), definition, d_o, forward, gradients }
+        Judge { plain: self.plain_errors(), definition, d_o, forward, gradients, storage: self.storage }
     }
 
     /// The largest error of each tensor that an honest plain implementation makes on this problem. A small problem has too
     /// few numbers for its own rounding to say how large rounding is there: siblings from other seeds are counted too.
     fn plain_errors(&self) -> [f64; 8] {
-        let siblings = match self.wish.queries * self.wish.keys {
-            0..=512 => 24,
-            513..=20_000 => 10,
-            _ => 0,
-        };
         let wider = Wish { queries: self.wish.queries.max(16), keys: self.wish.keys.max(16), ..self.wish.clone() };
-        let siblings = (1..=siblings).map(|i| Case::draw(wider.clone(), self.seed + i * 1_000_003));
+        let siblings = (1..=siblings(self.wish.queries * self.wish.keys)).map(|i| Case::draw(wider.clone(), self.seed + i * 1_000_003));
         let mut errors = [0.0f64; 8];
         for case in std::iter::once(self.clone()).chain(siblings) {
             let definition = case.problem().definition();
             let [.., o] = case.shapes();
             let d_o = values(case.d_o.view(o, case.strides(o)));
             let exact = (definition.forward(), definition.backward(&d_o));
-            let exact = tensors(&exact.0, &exact.1);
-            for weights in [Weights::Normalised, Weights::FromLse] {
-                let (forward, gradients) = plain(&definition, Some(&d_o), case.storage, weights);
-                let gradients = gradients.expect("gradients were asked for");
-                for (at, (_, found, _)) in tensors(&forward, &gradients).into_iter().enumerate() {
-                    errors[at] = errors[at].max(max_error(found, exact[at].1));
-                }
-            }
+            add_plain_errors(&mut errors, (&definition, &d_o), (&exact.0, &exact.1), case.storage);
         }
         errors
     }
@@ -436,6 +431,7 @@ pub struct Judge {
     pub gradients: Exact,
     d_o: Vec<f64>,
     plain: [f64; 8],
+    storage: Storage,
 }
 
 /// Values and the largest summand of each, where the budget counts it.
@@ -457,17 +453,17 @@ fn tensors<'a>(forward: &'a Forward, gradients: &'a Exact) -> [Tensor<'a>; 8] {
 impl Judge {
     /// Errors of the plain implementation; in 16 bits its gradients also from the output that the kernel saved (`D = dO·O`
     /// inherits the rounding of that output, whoever computes it), with inner values rounded and with results rounded only.
-    fn plain_with(&self, case: &Case, outcome: &Outcome) -> [f64; 8] {
+    fn plain_with(&self, outcome: &Outcome) -> [f64; 8] {
         let mut errors = self.plain;
-        if case.storage == Storage::F32 {
+        if self.storage == Storage::F32 {
             return errors;
         }
         let exact = tensors(&self.forward, &self.gradients);
         for weights in [Weights::Normalised, Weights::FromLse] {
-            let gradients = plain_gradients(&self.definition, &self.d_o, &outcome.tensors[0].1, case.storage, weights);
+            let gradients = plain_gradients(&self.definition, &self.d_o, &outcome.tensors[0].1, self.storage, weights);
             let mut wide = plain_gradients(&self.definition, &self.d_o, &outcome.tensors[0].1, Storage::F32, weights);
             for x in wide.dq.iter_mut().chain(&mut wide.dk).chain(&mut wide.dv) {
-                *x = round_to(case.storage, *x);
+                *x = round_to(self.storage, *x);
             }
             for gradients in [gradients, wide] {
                 for (at, (_, found, _)) in tensors(&self.forward, &gradients).into_iter().enumerate().skip(3) {
@@ -480,12 +476,17 @@ impl Judge {
 
     /// The worst error as a share of its budget; panics with the case where it is above 1.
     pub fn check(&self, case: &Case, outcome: &Outcome, how: &str) -> f64 {
+        self.weigh(outcome, &format!("{how} {:?} seed={}", case.wish, case.seed))
+    }
+
+    /// The same for a problem with a name.
+    pub fn weigh(&self, outcome: &Outcome, how: &str) -> f64 {
         let truth = tensors(&self.forward, &self.gradients);
-        let plain = self.plain_with(case, outcome);
+        let plain = self.plain_with(outcome);
         let mut worst = 0.0f64;
         for (at, (name, found)) in outcome.tensors.iter().enumerate() {
             let (_, expected, terms) = truth[at];
-            assert_eq!(found.len(), expected.len(), "{name} {how} {:?} seed={}", case.wish, case.seed);
+            assert_eq!(found.len(), expected.len(), "{name} {how}");
             let plain = plain[at];
             for (i, (x, y)) in found.iter().zip(expected).enumerate() {
                 if x == y {
@@ -493,16 +494,37 @@ impl Judge {
                 }
                 let term = terms.map_or(y.abs().max(1.0), |terms| terms[i]);
                 let share = (x - y).abs() / (2.0 * plain + 1e-6 * term);
-                assert!(
-                    share <= 1.0,
-                    "{name}[{i}] is {x:e}, defined {y:e}, {share:.2} of the budget {how} {:?} seed={}",
-                    case.wish,
-                    case.seed
-                );
+                assert!(share <= 1.0, "{name}[{i}] is {x:e}, defined {y:e}, {share:.2} of the budget {how}");
                 worst = worst.max(share);
             }
         }
         worst
+    }
+}
+
+/// How many siblings a problem of so many pairs needs.
+fn siblings(pairs: usize) -> u64 {
+    match pairs {
+        0..=512 => 24,
+        513..=20_000 => 10,
+        _ => 0,
+    }
+}
+
+/// Raises `errors` to those of the plain implementation on one problem.
+fn add_plain_errors(
+    errors: &mut [f64; 8],
+    (definition, d_o): (&Definition, &[f64]),
+    (forward, gradients): (&Forward, &Exact),
+    storage: Storage,
+) {
+    let exact = tensors(forward, gradients);
+    for weights in [Weights::Normalised, Weights::FromLse] {
+        let (forward, gradients) = plain(definition, Some(d_o), storage, weights);
+        let gradients = gradients.expect("gradients were asked for");
+        for (at, (_, found, _)) in tensors(&forward, &gradients).into_iter().enumerate() {
+            errors[at] = errors[at].max(max_error(found, exact[at].1));
+        }
     }
 }
 
