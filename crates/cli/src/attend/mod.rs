@@ -48,10 +48,10 @@ pub struct Attend {
     /// Seed of whatever is random
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Also write the gradients dq, dk, dv and those of biases, for the tensor do [B,H,N,Dv]
+    /// Also write the gradients dq, dk, dv and those of biases, for the tensor do, of the shape of o
     #[arg(long)]
     gradients: bool,
-    /// Also write the attention that each key received [B,H,M]
+    /// Also write the attention that each key received, B × H × M
     #[arg(long)]
     received: bool,
     /// Decode token by token after a prefill of the first M-N keys
