@@ -6,7 +6,7 @@ mod common;
 use common::data::{Array, Tensors, repository};
 use common::heads::run;
 use common::{Judge, levels};
-use regard_core::oracle::{Definition, Storage};
+use regard_core::oracle::Storage;
 use regard_core::{Alignment, Par, Problem, Scores, Sight, Strided, View};
 use std::collections::HashMap;
 
@@ -110,11 +110,6 @@ impl Golden {
             .unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
-    /// The problem in f64. Its scale is the file's, or `1/√Dk` in f64: the problem's own is that rounded to f32.
-    fn definition(&self) -> Definition {
-        Definition { scale: self.option("scale"), ..self.problem().definition() }
-    }
-
     fn d_o(&self) -> Vec<f64> {
         self.file.floats("do").expect("do").values
     }
@@ -145,7 +140,7 @@ fn assert_defined(case: &str, name: &str, found: &[f64], expected: &[f64], terms
 #[test]
 fn the_definition_agrees_with_every_file() {
     for golden in Golden::all() {
-        let (definition, case) = (golden.definition(), &golden.name);
+        let (definition, case) = (golden.problem().definition(), &golden.name);
         let (forward, gradients) = (definition.forward(), definition.backward(&golden.d_o()));
         let check = |name: &str, found: &[f64], terms: &[f64]| assert_defined(case, name, found, &golden.expected(name), terms);
         check("o", &forward.o, &forward.largest_term_o);
@@ -165,7 +160,7 @@ fn the_definition_agrees_with_every_file() {
 
 /// The judge of a file, whose truth is what the file says.
 fn judge(golden: &Golden) -> Judge {
-    let mut judge = Judge::new(golden.definition(), golden.d_o(), Storage::F32);
+    let mut judge = Judge::new(golden.problem().definition(), golden.d_o(), Storage::F32);
     let (forward, gradients) = (&mut judge.forward, &mut judge.gradients);
     (forward.o, forward.lse, forward.received) = (golden.expected("o"), golden.expected("lse"), golden.expected("received"));
     (gradients.dq, gradients.dk, gradients.dv) = (golden.expected("dq"), golden.expected("dk"), golden.expected("dv"));

@@ -6,9 +6,9 @@ use common::Random;
 use common::heads::{Heads, sizes};
 use common::sample::Sample;
 use common::steps::{Sequence, rows};
-use regard_core::mechanism::{Exact, Local, Mechanism, Pass, State};
+use regard_core::mechanism::{Exact, Inputs, Local, Mechanism, Pass, State};
 use regard_core::oracle::Storage;
-use regard_core::{Alignment, Par};
+use regard_core::{Alignment, Par, Sight};
 
 /// Four query heads on two kv heads, 16 features in keys and 12 in values.
 fn sequence(tokens: usize, seed: u64) -> Sequence {
@@ -90,6 +90,26 @@ fn a_ring_with_sinks_steps_as_in_parallel() {
             sequence(150, first as u64).verify(&local(window, sinks), first.min(149));
         }
     }
+}
+
+/// How many keys each of 20 queries sees, by the log-sum-exp of scores that are all 0.
+fn counts(mechanism: &Mechanism, sight: Sight<'_>) -> Vec<usize> {
+    let mut heads = Heads::single(sizes([1, 1], [20, 20], [8, 8]), 14);
+    heads.k.floats_mut().fill(0.0);
+    let inputs = Inputs::new(heads.q.view(), heads.k.view(), heads.v.view(), sight);
+    let outcome = heads.run(&mechanism.problem(&inputs, Pass::default()).unwrap(), Par::serial());
+    outcome.get("lse").iter().map(|lse| lse.exp().round() as usize).collect()
+}
+
+#[test]
+fn a_window_counts_the_query_itself() {
+    let each = |count: &dyn Fn(usize) -> usize| (0..20).map(count).collect::<Vec<_>>();
+    assert_eq!(counts(&local(1, 0), Sight::causal()), each(&|_| 1));
+    assert_eq!(counts(&local(1, 0), Sight::full()), each(&|_| 1));
+    assert_eq!(counts(&local(3, 0), Sight::causal()), each(&|i| 3.min(i + 1)));
+    assert_eq!(counts(&local(3, 0), Sight::full()), each(&|i| 1 + 2.min(i) + 2.min(19 - i)));
+    assert_eq!(counts(&local(3, 2), Sight::causal()), each(&|i| 5.min(i + 1)));
+    assert_eq!(counts(&exact(), Sight::causal()), each(&|i| i + 1));
 }
 
 #[test]
