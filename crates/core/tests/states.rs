@@ -159,6 +159,9 @@ fn a_prefill_may_come_in_pieces() {
     let random = &mut Random::new(9);
     (sequence.key_bias, sequence.until) = (Some(key_bias(130, random)), Some(lifetimes(130, random)));
     for mechanism in [exact(), local(16, 3)] {
+        if mechanism.about().name == "local" {
+            (sequence.key_bias, sequence.until) = (None, None);
+        }
         let (mut whole, mut pieces) = (mechanism.start().unwrap(), mechanism.start().unwrap());
         sequence.prefill(&mut whole, 0..120).unwrap();
         for piece in [0..0, 0..1, 1..70, 70..70, 70..120] {
@@ -221,4 +224,15 @@ fn tokens_that_do_not_fit_the_state_are_refused() {
     assert_eq!(refused(k, v, Some(&[0.0; 4]), None), every);
     assert_eq!(refused(k, v, None, Some(&[0; 4])), every);
     assert_eq!(state.tokens(), 5, "what is refused is not taken in");
+}
+
+#[test]
+fn a_window_refuses_what_it_does_not_read_and_keeps_its_state() {
+    let mut sequence = sequence(40, 12);
+    let mut state = local(16, 3).start().unwrap();
+    sequence.prefill(&mut state, 0..30).unwrap();
+    sequence.mask = Some(([1, 1, 40, 40], vec![1; 40 * 40]));
+    let refusal = sequence.step(&mut state, 30, Par::serial()).unwrap_err().to_string();
+    assert!(refusal.contains("no mask"), "{refusal}");
+    assert_eq!(state.tokens(), 30);
 }

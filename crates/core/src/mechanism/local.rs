@@ -64,6 +64,9 @@ impl Config for Local {
         if self.window == 0 {
             return Err(Error::value("window", "0 keys: a window has at least 1"));
         }
+        if inputs.key_bias.is_some() || inputs.bias.is_some() || inputs.until.is_some() {
+            return Err(Error::Combination("local reads no key_bias, bias or until: exact with window_left and window_right does".into()));
+        }
         let reach = Some(self.window - 1);
         let sight = inputs.sight.window(reach, reach).sinks(self.sinks);
         let scores = self.scale.map_or_else(Scores::new, |scale| Scores::new().scale(scale));

@@ -147,11 +147,31 @@ impl State {
         }
     }
 
+    /// Refuses a token that does not fit before anything is taken in.
+    fn check(&self, token: &Token<'_>, out: &Output<'_>) -> Result<(), Error> {
+        let ([_, heads, _, dk], [_, kv_heads, _, _], dv) = (token.q.shape(), token.k.shape(), token.v.shape()[3]);
+        expect("q", token.q.shape(), [1, heads, 1, dk])?;
+        expect("k", token.k.shape(), [1, kv_heads, 1, dk])?;
+        expect("v", token.v.shape(), [1, kv_heads, 1, dv])?;
+        expect("o", out.o.shape(), [1, heads, 1, dv])?;
+        if self.mechanism.remembered().is_some() && (token.bias.is_some() || token.mask.is_some()) {
+            return Err(Error::Combination("a window's steps take no bias and no mask: a ring keeps keys in no particular order".into()));
+        }
+        let keys = self.tokens + 1;
+        for (tensor, shape) in [("bias", token.bias.map(|bias| bias.shape())), ("mask", token.mask.map(|mask| mask.shape()))] {
+            if let Some(shape) = shape {
+                expect(tensor, shape, [1, if shape[1] == 1 { 1 } else { heads }, 1, keys])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes in one token and attends with its query; `out` has `N = 1` and an f32 `o`.
     ///
     /// # Errors
     /// If shapes do not fit.
     pub fn step(&mut self, token: &Token<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
+        self.check(token, out)?;
         self.prefill(token.k, token.v, token.key_bias, token.until)?;
         let held = [self.tokens.min(self.limit())];
         let room = self.keys.capacity;
