@@ -15,6 +15,12 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     fn from_f32(x: f32) -> Self;
     /// The first lanes of a slice, widened.
     fn load<S: Lanes>(s: S, from: &[Self]) -> S::F;
+    /// Fills `into` from the front of `from`, rounded.
+    fn narrow(from: &[f32], into: &mut [Self]) {
+        for (to, from) in into.iter_mut().zip(from) {
+            *to = Self::from_f32(*from);
+        }
+    }
 }
 
 impl Element for f32 {
@@ -29,6 +35,9 @@ impl Element for f32 {
     #[inline(always)]
     fn load<S: Lanes>(s: S, from: &[f32]) -> S::F {
         s.load(from)
+    }
+    fn narrow(from: &[f32], into: &mut [f32]) {
+        into.copy_from_slice(&from[..into.len()]);
     }
 }
 
@@ -432,9 +441,7 @@ impl<T> Claim<'_, T> {
 impl<T: Element> Claim<'_, T> {
     fn write<'v>(mut self, row: impl Fn(usize) -> &'v [f32]) {
         for i in 0..self.rows() {
-            for (to, from) in self.row(i).iter_mut().zip(row(i)) {
-                *to = T::from_f32(*from);
-            }
+            T::narrow(row(i), self.row(i));
         }
     }
 }

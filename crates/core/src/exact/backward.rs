@@ -9,10 +9,10 @@
 //! for is always running. Keys of a chunk with lifetimes are sorted by them, so that tiles die whole.
 
 use super::dbias;
-use super::forward::{add_product, bounds};
 use super::pack::{self, Use};
 use super::plan::{Class, Facts, KeyList, Keys, Plan};
 use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Tile, Variant};
+use super::softmax::{add_product, bounds};
 use crate::par::Jobs;
 use crate::sight::Scope;
 use crate::simd::{Across, Aligned, Along, Lanes, Rows, Task, dispatch, product};
@@ -766,10 +766,10 @@ pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
     upstream: &Upstream<'_>,
     (v, tile): (Rows<'_>, usize),
     weights: Option<&mut [f32]>,
-) -> (Tile<S, R>, Option<Tile<S, R>>) {
+) -> (Tile<S, R, 2>, Option<Tile<S, R, 2>>) {
     let below = [s.load(upstream.below), s.load(&upstream.below[S::N..])];
     let minus_delta = [s.load(upstream.minus_delta), s.load(&upstream.minus_delta[S::N..])];
-    let (mut p, cap) = meeting.logits::<S, R, V>(s, tile, below);
+    let (mut p, cap) = meeting.logits::<S, R, 2, V>(s, (tile, 0), below);
     for (r, row) in p.iter_mut().enumerate() {
         for (c, x) in row.iter_mut().enumerate() {
             *x = meeting.keep::<S, V>(s, tile * R + r, c, s.exp2(*x));

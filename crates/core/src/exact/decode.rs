@@ -145,7 +145,7 @@ impl Part<'_> {
         for (i, position) in positions.iter_mut().enumerate().take(self.count) {
             *position = self.scope.query_position(self.place(self.first + i)[1]);
         }
-        let (low, high) = super::forward::bounds(&positions[..self.count]);
+        let (low, high) = super::softmax::bounds(&positions[..self.count]);
         for range in self.scope.candidates(low, high) {
             let range = range.start.max(keys.start)..range.end.min(keys.end);
             if !range.is_empty() {

@@ -10,6 +10,7 @@ mod pack;
 mod plan;
 mod received;
 mod score;
+mod softmax;
 
 use crate::problem::check_flat;
 use crate::{Error, Gradients, Output, Par, Problem, Saved};

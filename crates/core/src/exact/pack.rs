@@ -8,6 +8,9 @@ use crate::simd::{Lanes, Rows};
 use crate::view::View;
 use std::ops::Range;
 
+/// Values of f32 in a cache line.
+const LINE: usize = 16;
+
 /// Where rows are read along the lanes they start at a cache line; where they are broadcast it does not matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
@@ -45,6 +48,16 @@ pub(super) fn key_rows<'a, S: Lanes>(
     Rows { data: &scratch[..rows * stride], stride }
 }
 
+/// Asks for the `part.0`-th of `part.1` equal parts of some rows, which will be read soon.
+#[inline(always)]
+pub(super) fn prefetch<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], rows: Range<usize>, part: (usize, usize)) {
+    let Some((data, _)) = view.rows(b, h, rows) else { return };
+    let share = data.len().div_ceil(part.1);
+    for at in (part.0 * share..(part.0 + 1) * share).step_by(LINE) {
+        s.prefetch(data, at);
+    }
+}
+
 /// Whether rows consist of whole registers that start at multiples of their size.
 fn stands_on_lines(data: &[f32], [width, stride]: [usize; 2], lanes: usize) -> bool {
     let start = data.as_ptr().addr() / size_of::<f32>();
@@ -68,11 +81,37 @@ pub(super) fn stage_rows<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], ro
 /// Transposes `2·N` staged rows of `width` into a panel `[width][2·N]`, multiplied by `factor`.
 #[inline(always)]
 pub(super) fn transpose_panel<S: Lanes>(s: S, staged: &[f32], width: usize, into: &mut [f32], factor: f32) {
-    let stride = width.next_multiple_of(S::N);
-    for half in 0..2 {
+    transpose_rows(s, (staged, width.next_multiple_of(S::N)), (2, width), into, factor);
+}
+
+/// Transposes `halves` times `N` rows.
+#[inline(always)]
+fn transpose_rows<S: Lanes>(s: S, (from, stride): (&[f32], usize), (halves, width): (usize, usize), into: &mut [f32], factor: f32) {
+    for half in 0..halves {
         for column in (0..width).step_by(S::N) {
-            let from = &staged[half * S::N * stride + column..];
+            let from = &from[half * S::N * stride + column..];
             s.transpose(from, stride, &mut into[column * 2 * S::N + half * S::N..], 2 * S::N, factor);
+        }
+    }
+}
+
+/// Rows of a head as a panel `[width][2·N]`, multiplied by `factor`; lanes beyond `rows` are zero, or anything where the
+/// upper register has none. Rows that are whole registers of f32 are read where they stand, others by way of `staged`.
+#[inline(always)]
+pub(super) fn panel<S: Lanes>(
+    s: S,
+    (view, [b, h]): (&View<'_>, [usize; 2]),
+    rows: Range<usize>,
+    (staged, into): (&mut [f32], &mut [f32]),
+    factor: f32,
+) {
+    let width = view.shape()[3];
+    let whole = width.is_multiple_of(S::N) && rows.len().is_multiple_of(S::N);
+    match view.rows(b, h, rows.clone()) {
+        Some((data, stride)) if whole => transpose_rows(s, (data, stride), (rows.len() / S::N, width), into, factor),
+        _ => {
+            stage_rows(s, view, [b, h], rows, staged);
+            transpose_panel(s, staged, width, into, factor);
         }
     }
 }

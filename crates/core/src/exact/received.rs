@@ -2,10 +2,10 @@
 //!
 //! A job owns a chunk of keys of one query head and adds over all queries, so nothing is shared. Before dropout.
 
-use super::forward::bounds;
 use super::pack::{self, Use};
 use super::plan::{BLOCK, Facts, KeyList, Keys, Plan};
 use super::score::{Extras, MaskedBiased, Meeting, Rich, Variant};
+use super::softmax::bounds;
 use crate::par::Jobs;
 use crate::simd::{Aligned, Lanes, Task, dispatch};
 use crate::view::{DisjointRows, StridedMut};
@@ -131,7 +131,7 @@ impl Worker<'_> {
 fn add_panel<S: Lanes, const R: usize, V: Variant>(s: S, meeting: &Meeting<'_>, below: &[f32], tiles: Range<usize>, sums: &mut [f32]) {
     let below = [s.load(below), s.load(&below[S::N..])];
     for tile in tiles {
-        let (x, _) = meeting.logits::<S, R, V>(s, tile, below);
+        let (x, _) = meeting.logits::<S, R, 2, V>(s, (tile, 0), below);
         for (r, row) in x.iter().enumerate().take(meeting.facts.count - tile * R) {
             let key = tile * R + r;
             let (low, high) = (meeting.keep::<S, V>(s, key, 0, s.exp2(row[0])), meeting.keep::<S, V>(s, key, 1, s.exp2(row[1])));

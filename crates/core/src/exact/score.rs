@@ -1,4 +1,4 @@
-//! Logits of one register tile: `R` keys by two registers of queries, in units of log2.
+//! Logits of one register tile: `R` keys by one or two registers of queries, in units of log2.
 //!
 //! `scale·log2 e` is folded into Q, so that the product needs only its offset (minus the running maximum, or minus the
 //! log-sum-exp in the backward pass) to be ready for `exp2`. The sum starts at 0, or at the key's bias, and takes the offset
@@ -101,50 +101,53 @@ pub(super) struct Meeting<'a> {
     pub(super) origin: usize,
 }
 
-/// A tile of values: `R` keys by two registers of queries.
-pub(super) type Tile<S, const R: usize> = [[<S as Lanes>::F; 2]; R];
+/// A tile of values: `R` keys by `C` registers of queries.
+pub(super) type Tile<S, const R: usize, const C: usize> = [[<S as Lanes>::F; C]; R];
 
 impl Meeting<'_> {
-    /// `s·log2 e + offset` of the keys of one tile; with a soft-cap also `1 - tanh²`, the slope of the cap.
+    /// `s·log2 e + offset` of the keys of one tile and the registers of the panel from `from` on; with a soft-cap also
+    /// `1 - tanh²`, the slope of the cap.
     #[inline(always)]
-    pub(super) fn logits<S: Lanes, const R: usize, V: Variant>(
+    pub(super) fn logits<S: Lanes, const R: usize, const C: usize, V: Variant>(
         &self,
         s: S,
-        tile: usize,
-        offset: [S::F; 2],
-    ) -> (Tile<S, R>, Option<Tile<S, R>>) {
+        (tile, from): (usize, usize),
+        offset: [S::F; C],
+    ) -> (Tile<S, R, C>, Option<Tile<S, R, C>>) {
         let key = tile * R;
         let k = Along(self.k.from(key));
-        let qt = Rows::new(self.qt, 2 * S::N);
+        let qt = Rows::new(&self.qt[from * S::N..], 2 * S::N);
         if !V::RICH {
-            let mut start = [[s.zero(); 2]; R];
+            let mut start = [[s.zero(); C]; R];
             if V::BIASED {
                 for (row, bias) in start.iter_mut().zip(&self.facts.bias[key..key + R]) {
-                    *row = [s.splat(*bias); 2];
+                    *row = [s.splat(*bias); C];
                 }
             }
-            let mut x = product::<S, _, R, 2>(s, start, k, qt, self.dk);
+            let mut x = product::<S, _, R, C>(s, start, k, qt, self.dk);
             for row in &mut x {
-                *row = [s.add(row[0], offset[0]), s.add(row[1], offset[1])];
+                for (value, offset) in row.iter_mut().zip(offset) {
+                    *value = s.add(*value, offset);
+                }
             }
             return (x, None);
         }
-        let mut x = product::<S, _, R, 2>(s, [[s.zero(); 2]; R], k, qt, self.dk);
+        let mut x = product::<S, _, R, C>(s, [[s.zero(); C]; R], k, qt, self.dk);
         let slopes = match self.extras.softcap {
-            Some(cap) => Some(self.cap::<S, R>(s, cap, &mut x)),
+            Some(cap) => Some(self.cap::<S, R, C>(s, cap, &mut x)),
             None => None,
         };
         for (r, row) in x.iter_mut().enumerate() {
             for (c, value) in row.iter_mut().enumerate() {
                 let biased = s.add(*value, s.splat(self.facts.bias[key + r]));
-                *value = s.add(self.add_rich(s, biased, key + r, c), offset[c]);
+                *value = s.add(self.add_rich(s, biased, key + r, from + c), offset[c]);
             }
         }
         (x, slopes)
     }
 
     #[inline(always)]
-    fn cap<S: Lanes, const R: usize>(&self, s: S, (inverse, height): (f32, f32), x: &mut Tile<S, R>) -> Tile<S, R> {
+    fn cap<S: Lanes, const R: usize, const C: usize>(&self, s: S, (inverse, height): (f32, f32), x: &mut Tile<S, R, C>) -> Tile<S, R, C> {
         let mut slopes = *x;
         for (row, slope_row) in x.iter_mut().zip(&mut slopes) {
             for (value, slope) in row.iter_mut().zip(slope_row) {

@@ -1,0 +1,330 @@
+//! The running softmax of one panel of queries, and its product with V.
+//!
+//! The maximum `m` is not tracked in the hot loop: a tile whose weights sum to more than [`REBASE_ABOVE`] takes a cold
+//! path that moves `m` and rescales what was gathered so far. A query that has seen nothing yet has `m = -inf`; a run of
+//! tiles that starts there takes its first tile through the cold path at once. Values up to about 2^60 are safe: weights
+//! grow up to 2^60 before a rescale.
+//!
+//! Milakov & Gimelshein 2018 (online softmax); lanes over queries and the lazy maximum are ours.
+
+use super::plan::Class;
+use super::score::{Biased, Masked, MaskedBiased, Meeting, Plain, Rich, Variant};
+use crate::simd::{Across, Lanes, Rows, Task, product};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// 2^60.
+const REBASE_ABOVE: f32 = 1_152_921_504_606_846_976.0;
+
+/// Smallest and largest of some positions.
+#[inline(always)]
+pub(super) fn bounds(positions: &[i32]) -> (i32, i32) {
+    positions.iter().fold((i32::MAX, i32::MIN), |(low, high), &p| (low.min(p), high.max(p)))
+}
+
+/// The running softmax of one panel of queries.
+pub(super) struct Softmax<'a> {
+    /// Weights `[key][2·N]` of the block at hand.
+    pub(super) p: &'a mut [f32],
+    /// Running maximum in units of log2.
+    pub(super) maximum: &'a mut [f32],
+    /// Running sum of weights relative to the maximum.
+    pub(super) sum: &'a mut [f32],
+    /// Unnormalised output `[2·N][width]`.
+    pub(super) acc: &'a mut [f32],
+    pub(super) width: usize,
+    /// Queries in the panel.
+    pub(super) queries: usize,
+    /// First tile whose weights of this block are in `p`.
+    pub(super) first: usize,
+}
+
+/// The registers of a panel that a run of tiles is computed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Both,
+    Lower,
+    Upper,
+}
+
+/// What the tiles of one run have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    full: bool,
+    part: Part,
+}
+
+impl Kind {
+    /// Of one tile. Of a panel at the edge, a register that sees nothing is left out.
+    #[inline(always)]
+    fn of<S: Lanes>(meeting: &Meeting<'_>, tile: usize, queries: usize, positions: [(i32, i32); 3]) -> Kind {
+        let [both, lower, upper] = positions;
+        let full = meeting.facts.class(tile, both) == Class::Full;
+        let sees = |positions| meeting.facts.class(tile, positions) != Class::Hidden;
+        let part = match () {
+            _ if queries <= S::N => Part::Lower,
+            _ if full => Part::Both,
+            _ if !sees(upper) => Part::Lower,
+            _ if !sees(lower) => Part::Upper,
+            _ => Part::Both,
+        };
+        Kind { full, part }
+    }
+}
+
+impl Softmax<'_> {
+    /// Fills `p` for the visible tiles and updates maximum and sum.
+    #[inline(always)]
+    pub(super) fn weigh<S: Lanes, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, tiles: Range<usize>) {
+        let (lower, upper) = (bounds(&meeting.positions[..S::N]), bounds(&meeting.positions[S::N..]));
+        let positions = [(lower.0.min(upper.0), lower.1.max(upper.1)), lower, upper];
+        let mut start = tiles.start;
+        while start < tiles.end {
+            let kind = Kind::of::<S>(meeting, start, self.queries, positions);
+            let mut end = start + 1;
+            while end < tiles.end && Kind::of::<S>(meeting, end, self.queries, positions) == kind {
+                end += 1;
+            }
+            let run = (start..end, kind.part);
+            match (kind.full, meeting.extras.biased, meeting.extras.rich) {
+                (_, _, true) => self.weigh_part::<S, R, Rich>(s, meeting, run),
+                (true, false, _) => self.weigh_part::<S, R, Plain>(s, meeting, run),
+                (false, false, _) => self.weigh_part::<S, R, Masked>(s, meeting, run),
+                (true, true, _) => self.weigh_part::<S, R, Biased>(s, meeting, run),
+                (false, true, _) => self.weigh_part::<S, R, MaskedBiased>(s, meeting, run),
+            }
+            start = end;
+        }
+    }
+
+    #[inline(always)]
+    fn weigh_part<S: Lanes, const R: usize, V: Variant>(&mut self, s: S, meeting: &Meeting<'_>, (tiles, part): (Range<usize>, Part)) {
+        match part {
+            Part::Both => self.weigh_run::<S, R, 2, V>(s, meeting, tiles, 0),
+            Part::Lower => self.weigh_half::<S, R, V>(s, meeting, tiles, 0),
+            Part::Upper => self.weigh_half::<S, R, V>(s, meeting, tiles, 1),
+        }
+    }
+
+    /// One register only; the weights of the other are zero.
+    #[inline(always)]
+    fn weigh_half<S: Lanes, const R: usize, V: Variant>(&mut self, s: S, meeting: &Meeting<'_>, tiles: Range<usize>, from: usize) {
+        if self.queries > S::N {
+            for key in tiles.start * R..tiles.end * R {
+                s.store(&mut self.p[(key * 2 + 1 - from) * S::N..], s.zero());
+            }
+        }
+        self.weigh_run::<S, R, 1, V>(s, meeting, tiles, from);
+    }
+
+    #[inline(always)]
+    fn weigh_run<S: Lanes, const R: usize, const C: usize, V: Variant>(
+        &mut self,
+        s: S,
+        meeting: &Meeting<'_>,
+        mut tiles: Range<usize>,
+        from: usize,
+    ) {
+        let limit = s.splat(REBASE_ABOVE);
+        if self.has_unset::<S, C>(s, from) {
+            self.rebase::<S, R, C, V>(s, meeting, tiles.start, from);
+            tiles.start += 1;
+        }
+        let mut below = self.below_maximum::<S, C>(s, from);
+        let mut sum = load_registers::<S, C>(s, self.sum, from);
+        for tile in tiles {
+            let (x, _) = meeting.logits::<S, R, C, V>(s, (tile, from), below);
+            let mut added = [s.zero(); C];
+            let p = &mut self.p[tile * R * 2 * S::N..][..R * 2 * S::N];
+            for r in 0..R {
+                for c in 0..C {
+                    let e = meeting.keep::<S, V>(s, tile * R + r, from + c, s.exp2(x[r][c]));
+                    added[c] = if r == 0 { e } else { s.add(added[c], e) };
+                    let weight = meeting.drop::<S, V>(s, tile * R + r, from + c, e);
+                    s.store(&mut p[(r * 2 + from + c) * S::N..], weight);
+                }
+            }
+            if any_above::<S, C>(s, added, limit) {
+                store_registers::<S, C>(s, sum, self.sum, from);
+                self.rebase::<S, R, C, V>(s, meeting, tile, from);
+                below = self.below_maximum::<S, C>(s, from);
+                sum = load_registers::<S, C>(s, self.sum, from);
+            } else {
+                for (sum, added) in sum.iter_mut().zip(added) {
+                    *sum = s.add(*sum, added);
+                }
+            }
+        }
+        store_registers::<S, C>(s, sum, self.sum, from);
+    }
+
+    /// Whether some lane has seen nothing yet.
+    #[inline(always)]
+    fn has_unset<S: Lanes, const C: usize>(&self, s: S, from: usize) -> bool {
+        any_above::<S, C>(s, self.below_maximum::<S, C>(s, from), s.splat(f32::MAX))
+    }
+
+    #[inline(always)]
+    fn below_maximum<S: Lanes, const C: usize>(&self, s: S, from: usize) -> [S::F; C] {
+        let mut below = load_registers::<S, C>(s, self.maximum, from);
+        for x in &mut below {
+            *x = s.sub(s.zero(), *x);
+        }
+        below
+    }
+
+    /// Moves the maximum to what a tile holds.
+    #[inline(always)]
+    fn rebase<S: Lanes, const R: usize, const C: usize, V: Variant>(&mut self, s: S, meeting: &Meeting<'_>, tile: usize, from: usize) {
+        s.vectorize(Rebase::<V, C> { softmax: self, meeting, tile, from, variant: PhantomData });
+    }
+
+    /// Adds `P·V` of the visible tiles to the output, trimmed for every `R` queries to the tiles that they see.
+    #[inline(always)]
+    pub(super) fn gather<S: Lanes, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, v: Rows<'_>, tiles: Range<usize>) {
+        let facts = meeting.facts;
+        for group in 0..self.queries.div_ceil(R) {
+            let positions = bounds(&meeting.positions[group * R..(group + 1) * R]);
+            let (mut start, mut end) = (tiles.start, tiles.end);
+            while start < end && facts.class(start, positions) == Class::Hidden {
+                start += 1;
+            }
+            while start < end && facts.class(end - 1, positions) == Class::Hidden {
+                end -= 1;
+            }
+            let keys = start * R..facts.count.min(end * R);
+            if keys.is_empty() {
+                continue;
+            }
+            let p = Across(Rows::new(&self.p[keys.start * 2 * S::N + group * R..], 2 * S::N));
+            let acc = &mut self.acc[group * R * self.width..(group + 1) * R * self.width];
+            add_product::<S, R>(s, (acc, self.width), p, v.from(keys.start), keys.len());
+        }
+    }
+
+    /// Multiplies the weights of `keys`, the sum and the output of one register of queries by `factor`.
+    #[inline(always)]
+    fn rescale<S: Lanes>(&mut self, s: S, c: usize, keys: Range<usize>, factor: S::F) {
+        for key in keys {
+            let p = &mut self.p[(key * 2 + c) * S::N..];
+            let scaled = s.mul(s.load(p), factor);
+            s.store(p, scaled);
+        }
+        let sum = &mut self.sum[c * S::N..];
+        let scaled = s.mul(s.load(sum), factor);
+        s.store(sum, scaled);
+        let mut factors = [0.0f32; 16];
+        s.store(&mut factors, factor);
+        for (lane, row) in self.acc[c * S::N * self.width..(c + 1) * S::N * self.width].chunks_mut(self.width).enumerate() {
+            for x in row.chunks_mut(S::N) {
+                let scaled = s.mul(s.load(x), s.splat(factors[lane]));
+                s.store(x, scaled);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn load_registers<S: Lanes, const C: usize>(s: S, values: &[f32], from: usize) -> [S::F; C] {
+    let mut registers = [s.zero(); C];
+    for (c, x) in registers.iter_mut().enumerate() {
+        *x = s.load(&values[(from + c) * S::N..]);
+    }
+    registers
+}
+
+#[inline(always)]
+fn store_registers<S: Lanes, const C: usize>(s: S, registers: [S::F; C], into: &mut [f32], from: usize) {
+    for (c, x) in registers.into_iter().enumerate() {
+        s.store(&mut into[(from + c) * S::N..], x);
+    }
+}
+
+/// Whether some lane is above `limit` or not a number.
+#[inline(always)]
+fn any_above<S: Lanes, const C: usize>(s: S, registers: [S::F; C], limit: S::F) -> bool {
+    let mut above = false;
+    for x in registers {
+        above |= s.any_not_at_most(x, limit);
+    }
+    above
+}
+
+/// The cold path: moves the maximum of a panel to what a tile holds and rescales weights, sums and output.
+struct Rebase<'a, 'b, 'c, V, const C: usize> {
+    softmax: &'a mut Softmax<'b>,
+    meeting: &'a Meeting<'c>,
+    tile: usize,
+    from: usize,
+    variant: PhantomData<V>,
+}
+
+impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let Rebase { softmax, meeting, tile, from, .. } = self;
+        let (x, _) = meeting.logits::<S, R, C, V>(s, (tile, from), [s.zero(); C]);
+        let lowest = s.splat(f32::NEG_INFINITY);
+        for i in 0..C {
+            let c = from + i;
+            let old = s.load(&softmax.maximum[c * S::N..]);
+            let mut new = old;
+            for (r, row) in x.iter().enumerate() {
+                let seen = if V::MASKED { s.select(meeting.seen(s, tile * R + r, c), row[i], lowest) } else { row[i] };
+                new = s.max(seen, new);
+            }
+            let base = s.select(s.equal(new, lowest), s.zero(), new);
+            s.store(&mut softmax.maximum[c * S::N..], new);
+            if s.any_not_at_most(old, lowest) {
+                let shift = s.select(s.equal(old, lowest), s.zero(), s.exp2(s.sub(old, new)));
+                softmax.rescale(s, c, (softmax.first * R)..(tile * R), shift);
+            }
+            let mut sum = s.load(&softmax.sum[c * S::N..]);
+            for (r, row) in x.iter().enumerate() {
+                let key = tile * R + r;
+                let e = meeting.keep::<S, V>(s, key, c, s.exp2(s.sub(row[i], base)));
+                sum = s.add(sum, e);
+                let weight = meeting.drop::<S, V>(s, key, c, e);
+                s.store(&mut softmax.p[(key * 2 + c) * S::N..], weight);
+            }
+            s.store(&mut softmax.sum[c * S::N..], sum);
+        }
+    }
+}
+
+/// `acc[r][·] += Σ_t a[r][t] · b[t][·]` for `R` rows of `width` values.
+#[inline(always)]
+pub(super) fn add_product<S: Lanes, const R: usize>(s: S, (acc, width): (&mut [f32], usize), a: Across<'_>, b: Rows<'_>, steps: usize) {
+    let mut column = 0;
+    while column + 2 * S::N <= width {
+        add_columns::<S, R, 2>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], b.stride), steps);
+        column += 2 * S::N;
+    }
+    if column < width {
+        add_columns::<S, R, 1>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], b.stride), steps);
+    }
+}
+
+#[inline(always)]
+fn add_columns<S: Lanes, const R: usize, const C: usize>(
+    s: S,
+    (acc, width): (&mut [f32], usize),
+    a: Across<'_>,
+    b: Rows<'_>,
+    steps: usize,
+) {
+    let mut start = [[s.zero(); C]; R];
+    for (r, row) in start.iter_mut().enumerate() {
+        for (c, x) in row.iter_mut().enumerate() {
+            *x = s.load(&acc[r * width + c * S::N..]);
+        }
+    }
+    let total = product::<S, _, R, C>(s, start, a, b, steps);
+    for (r, row) in total.into_iter().enumerate() {
+        for (c, x) in row.into_iter().enumerate() {
+            s.store(&mut acc[r * width + c * S::N..], x);
+        }
+    }
+}
