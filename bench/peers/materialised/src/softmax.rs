@@ -1,6 +1,6 @@
 //! `x_j ← exp(x_j - max x) / Σ exp(x_j - max x)` in place, in loops that a compiler turns into vector code.
 
-use std::f32::consts::LOG2_E;
+use std::f32::consts::{LN_2, LOG2_E};
 
 const LANES: usize = 16;
 
@@ -8,7 +8,7 @@ const LANES: usize = 16;
 const TO_INTEGER: f32 = 12_582_912.0;
 
 /// `2^f` for `|f| <= 1/2`: Taylor, `ln(2)^i / i!`; the next term is below 2e-8.
-const POWERS: [f32; 7] = [1.0, 0.693_147_2, 0.240_226_5, 0.055_504_11, 0.009_618_129, 0.001_333_356, 0.000_154_035_3];
+const POWERS: [f32; 7] = [1.0, LN_2, 0.240_226_5, 0.055_504_11, 0.009_618_129, 0.001_333_356, 0.000_154_035_3];
 
 /// The softmax of a row.
 pub fn softmax(row: &mut [f32]) {
