@@ -12,18 +12,31 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+import options
+from rows import storable
+
 HERE = Path(__file__).parent
-PACKAGES = {"regard": "regard-runner", "candle": "candle-peer", "burn": "burn-peer"}
+PACKAGES = {
+    "regard": "regard-runner",
+    "materialised": "materialised-peer",
+    "candle": "candle-peer",
+    "burn": "burn-peer",
+}
 # Regard is built as it is shipped: for any x86-64, levels chosen while running. The others get all this CPU has.
-RUSTFLAGS = {"regard": "", "candle": "-C target-cpu=native", "burn": "-C target-cpu=native"}
+NATIVE = "-C target-cpu=native"
+RUSTFLAGS = {"regard": "", "materialised": NATIVE, "candle": NATIVE, "burn": NATIVE}
 
 
 class TorchPeer:
     """PyTorch's scaled_dot_product_attention on the CPU."""
 
-    def load(self, path):
-        """Takes the inputs from a file into memory of its own, on 64-byte lines."""
+    def __init__(self):
+        self.pid = os.getpid()
+
+    def load(self, path, row):
+        """Takes the inputs from a file into memory of its own, on 64-byte lines, and stores the row's mask."""
         self.inputs = {name: aligned(x) for name, x in load_file(path).items()}
+        self.mask = options.mask(row, self.inputs) if storable(row) else None
         self.results = {}
 
     def run(self, row, contender, repeat):
@@ -40,12 +53,12 @@ class TorchPeer:
     def forward(self, row):
         """The output alone; nothing is kept for gradients."""
         with torch.no_grad():
-            self.results = {"o": sdpa(self.inputs, row)}
+            self.results = {"o": sdpa(self.inputs, row, self.mask)}
 
     def forward_backward(self, row):
         """The output and the gradients of q, k and v."""
         leaves = {name: self.inputs[name].detach().requires_grad_() for name in "qkv"}
-        o = sdpa(leaves, row)
+        o = sdpa(leaves, row, self.mask)
         gradients = torch.autograd.grad(o, list(leaves.values()), self.inputs["do"])
         self.results = {"o": o.detach()} | dict(zip(("dq", "dk", "dv"), gradients))
 
@@ -61,6 +74,7 @@ class ChildPeer:
         environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen([binary], stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.pid = self.process.pid
         self.results = folder / f"{Path(binary).name}-results.safetensors"
 
     def ask(self, **request):
@@ -75,13 +89,14 @@ class ChildPeer:
             raise RuntimeError(f"{Path(self.process.args[0]).name}: {reply['error']}")
         return reply
 
-    def load(self, path):
+    def load(self, path, _row):
         """Takes the inputs from a file."""
         self.ask(op="load", file=str(path))
 
     def run(self, row, contender, repeat):
         """Mean seconds of a call out of `repeat`, timed by the child."""
-        call = {"causal": row.causal, "threads": contender.threads, "repeat": repeat}
+        rule = options.call(contender.measures(row))
+        call = {"causal": row.causal, "threads": contender.threads, "repeat": repeat, "rule": rule}
         return self.ask(op=row.kind, **call)["seconds"]
 
     def outputs(self):
@@ -95,10 +110,10 @@ class ChildPeer:
         self.process.wait()
 
 
-def sdpa(x, row):
-    """The call that is measured."""
-    gqa = row.heads != row.kv_heads
-    return scaled_dot_product_attention(x["q"], x["k"], x["v"], is_causal=row.causal, enable_gqa=gqa)
+def sdpa(x, row, mask=None):
+    """The call that is measured; a mask holds the causal rule too."""
+    gqa, causal = row.heads != row.kv_heads, row.causal and mask is None
+    return scaled_dot_product_attention(x["q"], x["k"], x["v"], attn_mask=mask, is_causal=causal, enable_gqa=gqa)
 
 
 def aligned(x):
@@ -106,6 +121,13 @@ def aligned(x):
     copy = torch.empty_like(x).copy_(x)
     assert copy.data_ptr() % 64 == 0, "PyTorch no longer allocates on 64-byte lines"
     return copy
+
+
+def is_built(name):
+    """Whether a program of this child lies where cargo puts it, of whatever age."""
+    command = ["cargo", "metadata", "--no-deps", "--format-version=1"]
+    described = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
+    return (Path(json.loads(described.stdout)["target_directory"]) / "release" / PACKAGES[name]).exists()
 
 
 def build(name):

@@ -1,8 +1,8 @@
 """What is measured: shapes in families, and who takes part in each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-FAMILIES = ("forward", "short", "backward", "decode", "math", "threads")
+FAMILIES = ("forward", "short", "backward", "decode", "options", "math", "threads")
 BOTH = (False, True)
 DTYPES = ("f32", "bf16")
 
@@ -21,12 +21,8 @@ class Row:
     queries: int
     keys: int
     causal: bool = False
-
-    @property
-    def flops(self):
-        """4·H·N·M·D, half of it if causal, 3.5 times as much with the backward pass."""
-        forward = 4 * self.batch * self.heads * self.queries * self.keys * self.head_dim
-        return forward * (0.5 if self.causal else 1) * (3.5 if self.kind == "backward" else 1)
+    rule: str = "plain"  # or "key_bias", "window", "lifetimes", "segments"
+    reach: int = 0  # keys of a window, mean lifetime, length of a segment
 
     @property
     def bytes(self):
@@ -37,6 +33,8 @@ class Row:
         length = f"{self.queries}x{self.keys}" if self.queries != self.keys else str(self.keys)
         heads = str(self.heads) if self.heads == self.kv_heads else f"{self.heads}/{self.kv_heads}"
         mask = "causal" if self.causal else "full"
+        if self.rule != "plain":
+            mask += f" {self.rule} {self.reach or ''}".rstrip()
         kind = self.kind if self.kind == self.family else f"{self.family} {self.kind}"
         return f"{kind} {self.dtype} {self.batch}x{heads} heads, D {self.head_dim}, {length} {mask}"
 
@@ -49,6 +47,11 @@ class Contender:
     peer: str
     threads: int
     math: bool = False
+    plain: bool = False  # leaves the row's rule out
+
+    def measures(self, row):
+        """The row as this contender runs it."""
+        return replace(row, rule="plain", reach=0) if self.plain else row
 
 
 def square(family, kind, dtype, head_dim, length, causal, batch=1, heads=8):
@@ -89,10 +92,31 @@ def decode(quick):
     return [Row("decode", "decode", t, 1, h, 8, 128, 1, keys) for t in DTYPES for h in (32, 8)]
 
 
+def options(quick):
+    """Key biases, windows, lifetimes and packed sequences: time has to follow the visible pairs."""
+    n, long, reaches = (128, 256, (32,)) if quick else (4096, 16384, (256, 1024))
+    scattered = [(rule, reach) for rule in ("window", "lifetimes") for reach in reaches]
+    kinds = ("forward", "backward")
+    biased = [replace(square("options", k, "f32", 64, n, c), rule="key_bias") for k in kinds for c in BOTH]
+    packed = [square("options", "forward", "f32", 64, 2 * n, c) for c in BOTH]
+    return (
+        biased
+        + [replace(square("options", k, "f32", 64, n, True), rule=r, reach=w) for k in kinds for r, w in scattered]
+        + [replace(square("options", "forward", "f32", 64, long, True), rule=r, reach=w) for r, w in scattered]
+        + [replace(row, rule="segments", reach=n // 8) for row in packed]
+    )
+
+
+MATH_LENGTHS = (
+    1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 65, 100, 128, 200, 256, 384, 512, 777, 1000, 1024, 1536, 2048, 3000, 4096,
+    5000, 8192, 10000, 16384,
+)  # fmt: skip
+
+
 def math(quick):
-    """Every power of two, against the path that stores the scores: fused must never be slower."""
-    powers = range(0, 8, 3) if quick else range(15)
-    return [square("math", "forward", "f32", 64, 2**p, False, heads=8 if p <= 12 else 1) for p in powers]
+    """Lengths of every kind, against paths that store the scores: fused must never be slower."""
+    lengths = (1, 17, 64) if quick else MATH_LENGTHS
+    return [square("math", "forward", "f32", 64, n, False, heads=8 if n <= 4096 else 1) for n in lengths]
 
 
 def threads(quick):
@@ -103,7 +127,7 @@ def threads(quick):
 
 def rows(families, quick):
     """The rows of these families, in the order of FAMILIES."""
-    makers = dict(zip(FAMILIES, (forward, short, backward, decode, math, threads)))
+    makers = dict(zip(FAMILIES, (forward, short, backward, decode, options, math, threads)))
     return [row for name in FAMILIES if name in families for row in makers[name](quick)]
 
 
@@ -113,10 +137,19 @@ def contenders(row, peers, count):
     if row.family == "threads":
         return [regard, Contender("regard_one_thread", "regard", 1)]
     if row.family == "math":
-        return [regard] + [Contender("torch_math", "torch", count, math=True)] * ("torch" in peers)
+        stored = Contender("materialised", "materialised", count)
+        return [regard, stored] + [Contender("torch_math", "torch", count, math=True)] * ("torch" in peers)
+    if row.family == "options":
+        plain = Contender("regard_plain", "regard", count, plain=True)
+        return [regard, plain] + [Contender("torch", "torch", count)] * ("torch" in peers and storable(row))
     return [regard] + [Contender(name, name, count) for name in peers if name == "torch" or few(row)]
 
 
 def few(row):
     """The rows of Candle and Burn: f32 forward, 8 heads of 64, longer than 512."""
     return row.family == "forward" and row.dtype == "f32" and row.head_dim == 64 and row.keys != 512
+
+
+def storable(row):
+    """Whether PyTorch's mask of the row fits into a machine: a lifetime per head and key needs one mask per head."""
+    return row.rule != "lifetimes" or row.keys <= 4096

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// How a verb computes.
 #[derive(Args)]
 pub struct Execution {
-    /// Threads; the machine's cores by default
+    /// Threads, 1 to 1024; the machine's cores by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Highest SIMD level to use: portable, avx2 or avx512; the best there is by default

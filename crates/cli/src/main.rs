@@ -59,6 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Result<(), Failure> {
+    output::remove_drafts_when_stopped()?;
     match verb {
         Verb::List(list) => list::run(&list),
         Verb::Attend(attend) => attend::run(&attend),

@@ -5,6 +5,9 @@ use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use tempfile::{Builder, NamedTempFile};
 
 /// Writes to standard output.
@@ -14,6 +17,34 @@ pub fn print(text: &str) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Failure::Closed,
         _ => Failure::Data(format!("cannot write to standard output: {error}")),
     })
+}
+
+/// The drafts that were opened. A finished one has another name by then, so nothing is ever taken off.
+static DRAFTS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// From now on an interrupt or a request to end removes the drafts before it ends the program.
+#[cfg(unix)]
+pub fn remove_drafts_when_stopped() -> Result<(), Failure> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
+        .map_err(|error| Failure::Data(format!("cannot listen for interrupts: {error}")))?;
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            // Held until the end, so that no draft is opened any more.
+            let drafts = DRAFTS.lock().unwrap_or_else(PoisonError::into_inner);
+            drafts.iter().for_each(|draft| _ = fs::remove_file(draft));
+            if signal_hook::low_level::emulate_default_handler(signal).is_err() {
+                process::abort();
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Drafts stay behind where there are no such signals.
+#[cfg(not(unix))]
+pub fn remove_drafts_when_stopped() -> Result<(), Failure> {
+    Ok(())
 }
 
 /// A file in the making. It lies beside its target and takes the target's name when it is finished; dropped before
@@ -37,8 +68,7 @@ impl Draft {
             Some(parent) => parent,
             None => return Err(refuse("it is not a file name".into())),
         };
-        let file =
-            new_file(folder).map_err(|error| refuse(format!("{}; does the folder exist and may it be written to?", error.kind())))?;
+        let file = listed(folder).map_err(|error| refuse(format!("{}; does the folder exist and may it be written to?", error.kind())))?;
         if let Some(existing) = existing {
             fs::set_permissions(file.path(), existing.permissions()).map_err(|error| refuse(error.to_string()))?;
         }
@@ -54,6 +84,14 @@ impl Draft {
         self.file.persist(&self.target).map_err(|error| refuse(error.error))?;
         Ok(())
     }
+}
+
+/// A new file that is known to whoever cleans up.
+fn listed(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut drafts = DRAFTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = new_file(folder)?;
+    drafts.push(fs::canonicalize(file.path())?);
+    Ok(file)
 }
 
 #[cfg(unix)]

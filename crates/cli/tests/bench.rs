@@ -60,7 +60,7 @@ fn windows_count_the_pairs_that_see_each_other() {
 #[test]
 fn a_files_tensors_are_cut_or_repeated() {
     let sizes = Definition { batch: 1, queries: 40, keys: 40, ..problem(1) };
-    let desk = Desk::with(&bundle(&filled(sizes, 1), Dtype::F32));
+    let desk = Desk::with(&bundle(&filled(sizes, 1), Dtype::F32).integers("until", &[1, 2, 40], &[7; 80]));
     let file = desk.input();
     let arguments = format!(
         "bench --json --runs 1 --mechanism local --set window=8 --pass forward,backward --length 16,100 --tensors {}",
@@ -68,6 +68,7 @@ fn a_files_tensors_are_cut_or_repeated() {
     );
     let outcome = regard(arguments.split(' ')).done();
     assert!(outcome.stderr.contains("length 100 is longer than the file") && !outcome.stderr.contains("length 16 "), "{outcome:?}");
+    assert!(outcome.stderr.contains("tensor \"until\" is ignored") && !outcome.stderr.contains("tensor \"q\""), "{outcome:?}");
     let bench: Value = serde_json::from_str(&outcome.stdout).unwrap();
     let results = bench["results"].as_array().unwrap();
     assert_eq!(results.len(), 4);

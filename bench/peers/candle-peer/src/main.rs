@@ -32,13 +32,7 @@ impl Engine for Peer {
     fn load(&mut self, inputs: Inputs) -> Result<()> {
         let scale = 1.0 / (inputs.q.shape[3] as f32).sqrt();
         let o = Tensor::zeros_like(inputs.output_shape(), &inputs.q.data);
-        self.loaded = Some(Loaded {
-            q: candle(&inputs.q)?,
-            k: candle(&inputs.k)?,
-            v: candle(&inputs.v)?,
-            scale,
-            o,
-        });
+        self.loaded = Some(Loaded { q: candle(&inputs.q)?, k: candle(&inputs.k)?, v: candle(&inputs.v)?, scale, o });
         Ok(())
     }
 
@@ -46,6 +40,7 @@ impl Engine for Peer {
         if pass == Pass::Backward {
             return Err("Candle's CPU flash attention has no backward pass".into());
         }
+        call.plain()?;
         let loaded = self.loaded.as_mut().ok_or("nothing is loaded")?;
         let mut o = None;
         let seconds = seconds_per_call(call.repeat, || {
@@ -58,10 +53,7 @@ impl Engine for Peer {
     }
 
     fn outputs(&self) -> Result<Vec<(&'static str, &Tensor)>> {
-        Ok(vec![(
-            "o",
-            &self.loaded.as_ref().ok_or("nothing is loaded")?.o,
-        )])
+        Ok(vec![("o", &self.loaded.as_ref().ok_or("nothing is loaded")?.o)])
     }
 }
 
@@ -69,14 +61,10 @@ impl Loaded {
     fn attention(&self, causal: bool) -> Result<Candle> {
         let (queries, keys) = (self.q.dims()[1], self.k.dims()[1]);
         let mask = match causal {
-            true => AttnMask::causal_with_offset(
-                keys.checked_sub(queries).ok_or("more queries than keys")?,
-            ),
+            true => AttnMask::causal_with_offset(keys.checked_sub(queries).ok_or("more queries than keys")?),
             false => AttnMask::None,
         };
-        Ok(flash_attn::<f32>(
-            &self.q, &self.k, &self.v, self.scale, mask, None, None,
-        )?)
+        Ok(flash_attn::<f32>(&self.q, &self.k, &self.v, self.scale, mask, None, None)?)
     }
 }
 
@@ -86,7 +74,6 @@ fn candle(tensor: &Tensor) -> Result<Candle> {
     let mut slack = vec![0.0; values.len() + 16];
     let start = slack.as_ptr().align_offset(64);
     slack[start..start + values.len()].copy_from_slice(values);
-    let flat =
-        Candle::from_vec(slack, values.len() + 16, &Device::Cpu)?.narrow(0, start, values.len())?;
+    let flat = Candle::from_vec(slack, values.len() + 16, &Device::Cpu)?.narrow(0, start, values.len())?;
     Ok(flat.reshape(&tensor.shape)?.transpose(1, 2)?)
 }

@@ -3,11 +3,12 @@
 //! | request | reply |
 //! |---|---|
 //! | `{"op":"hello"}` | `{"name":…, "level":…}` |
-//! | `{"op":"load","file":PATH}` | `{}`; reads `q k v` and, if there, `do` (safetensors, f32 or bf16) |
-//! | `{"op":"forward"\|"backward"\|"decode", "causal":…, "threads":…, "repeat":…}` | `{"seconds":…}`, the mean of `repeat` calls |
+//! | `{"op":"load","file":PATH}` | `{}`; reads `q k v` and, if there, `do` (safetensors, f32 or bf16), `key_bias` (f32), `until`, `offsets` (i64) |
+//! | `{"op":"forward"\|"backward"\|"decode", "causal":…, "threads":…, "repeat":…, "rule":…}` | `{"seconds":…}`, the mean of `repeat` calls |
 //! | `{"op":"write","file":PATH}` | `{}`; writes `o` of the last pass and, after `backward`, `dq dk dv` |
 //! | `{"op":"ceilings","threads":…}` | `{"fma_gflops":…, "bf16_gflops":…, "read_gbps":…}`, `null` where unknown |
 //!
+//! `rule` is `"plain"` (the default), `"key_bias"`, `{"window":KEYS}`, `"lifetimes"` or `"segments"`, see [`Rule`].
 //! `backward` is forward and backward together. A request that fails is answered `{"error":…}` and the program goes on.
 //! Only the pass itself is timed: buffers are allocated and inputs are laid out while loading.
 
@@ -15,8 +16,8 @@ mod file;
 mod serve;
 mod tensor;
 
-pub use file::Inputs;
-pub use serve::{Call, Ceilings, Engine, Pass, seconds_per_call, serve};
+pub use file::{Inputs, Side};
+pub use serve::{Call, Ceilings, Engine, Pass, Rule, seconds_per_call, serve};
 pub use tensor::{Aligned, Data, Tensor};
 
 /// What went wrong, in words that the measuring program prints.

@@ -46,6 +46,34 @@ pub struct Call {
     pub threads: usize,
     #[serde(default = "once")]
     pub repeat: usize,
+    #[serde(default)]
+    pub rule: Rule,
+}
+
+/// Which keys count, and how much, beside the causal rule. Its numbers come with the inputs.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    #[default]
+    Plain,
+    /// `key_bias` is added to the scores of a key.
+    KeyBias,
+    /// So many keys up to the query's own.
+    Window(usize),
+    /// A key is hidden from positions `until` on.
+    Lifetimes,
+    /// Sequences that lie one behind the other, from `offsets` to `offsets`.
+    Segments,
+}
+
+impl Call {
+    /// Refuses a rule, for libraries that know none.
+    pub fn plain(&self) -> Result<()> {
+        match self.rule {
+            Rule::Plain => Ok(()),
+            rule => Err(format!("{rule:?} is not measured here").into()),
+        }
+    }
 }
 
 fn once() -> usize {
@@ -85,8 +113,7 @@ pub fn seconds_per_call(repeat: usize, mut pass: impl FnMut() -> Result<()>) -> 
 pub fn serve(mut engine: impl Engine) -> Result<()> {
     let mut stdout = io::stdout().lock();
     for line in io::stdin().lock().lines() {
-        let reply = answer(&mut engine, &line?)
-            .unwrap_or_else(|error| json!({ "error": error.to_string() }));
+        let reply = answer(&mut engine, &line?).unwrap_or_else(|error| json!({ "error": error.to_string() }));
         writeln!(stdout, "{reply}")?;
         stdout.flush()?;
     }
@@ -110,11 +137,7 @@ fn answer(engine: &mut impl Engine, line: &str) -> Result<Value> {
 
 fn timed(engine: &mut impl Engine, pass: Pass, call: &Call) -> Result<Value> {
     if call.repeat == 0 || call.threads == 0 {
-        return Err(format!(
-            "threads {} and repeat {} must be at least 1",
-            call.threads, call.repeat
-        )
-        .into());
+        return Err(format!("threads {} and repeat {} must be at least 1", call.threads, call.repeat).into());
     }
     Ok(json!({ "seconds": engine.run(pass, call)? }))
 }
@@ -133,11 +156,7 @@ mod tests {
             Ok(())
         }
         fn run(&mut self, pass: Pass, call: &Call) -> Result<f64> {
-            if pass == Pass::Backward {
-                Err("no backward".into())
-            } else {
-                Ok(call.repeat as f64)
-            }
+            if pass == Pass::Backward { Err("no backward".into()) } else { Ok(call.repeat as f64) }
         }
         fn outputs(&self) -> Result<Vec<(&'static str, &Tensor)>> {
             Ok(Vec::new())
@@ -146,12 +165,11 @@ mod tests {
 
     #[test]
     fn requests_reach_the_engine() {
-        let reply = answer(
-            &mut Nothing,
-            r#"{"op":"forward","causal":true,"threads":2,"repeat":3}"#,
-        )
-        .unwrap();
+        let reply = answer(&mut Nothing, r#"{"op":"forward","causal":true,"threads":2,"repeat":3}"#).unwrap();
         assert_eq!(reply, json!({ "seconds": 3.0 }));
+        let call: Call = serde_json::from_str(r#"{"threads":2,"rule":{"window":256}}"#).unwrap();
+        assert_eq!(call.rule, Rule::Window(256));
+        assert!(call.plain().unwrap_err().to_string().contains("Window(256) is not measured"));
         let reply = answer(&mut Nothing, r#"{"op":"hello"}"#).unwrap();
         assert_eq!(reply, json!({ "name": "nothing", "level": null }));
     }
@@ -159,18 +177,13 @@ mod tests {
     #[test]
     fn refusals_say_why() {
         for (line, why) in [
-            (
-                r#"{"op":"forward","threads":2,"windowed":3}"#,
-                "unknown field `windowed`",
-            ),
+            (r#"{"op":"forward","threads":2,"windowed":3}"#, "unknown field `windowed`"),
             (r#"{"op":"forward","threads":0}"#, "threads 0"),
+            (r#"{"op":"forward","threads":2,"rule":"key_bia"}"#, "unknown variant `key_bia`"),
             (r#"{"op":"backward","threads":2}"#, "no backward"),
             (r#"{"op":"dance"}"#, "unknown variant `dance`"),
             (r#"{"op":"load","file":"no/such/file"}"#, "No such file"),
-            (
-                r#"{"op":"ceilings","threads":2}"#,
-                "does not measure ceilings",
-            ),
+            (r#"{"op":"ceilings","threads":2}"#, "does not measure ceilings"),
         ] {
             let error = answer(&mut Nothing, line).unwrap_err().to_string();
             assert!(error.contains(why), "{line} gave {error}");

@@ -18,10 +18,7 @@ impl<T: Copy + Default> Aligned<T> {
     pub fn zeros(len: usize) -> Self {
         let buffer = vec![T::default(); len + LINE / size_of::<T>()];
         let start = buffer.as_ptr().align_offset(LINE);
-        assert!(
-            start + len <= buffer.len(),
-            "the allocator returned memory that cannot be aligned"
-        );
+        assert!(start + len <= buffer.len(), "the allocator returned memory that cannot be aligned");
         Self { buffer, start, len }
     }
 }
@@ -66,10 +63,7 @@ impl Tensor {
     pub fn from_f32(shape: [usize; 4], values: &[f32]) -> Self {
         let mut data = Aligned::zeros(values.len());
         data.copy_from_slice(values);
-        Self {
-            shape,
-            data: Data::F32(data),
-        }
+        Self { shape, data: Data::F32(data) }
     }
 
     /// The values, if they are f32.

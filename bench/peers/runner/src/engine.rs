@@ -1,10 +1,8 @@
 //! The calls into Regard's kernels: the only file here that knows their interface.
 
-use peer_protocol::{Ceilings, Data, Inputs, Result, Tensor};
+use peer_protocol::{Call, Ceilings, Data, Inputs, Result, Rule, Tensor};
 use regard_core::simd::ceiling;
-use regard_core::{
-    Output, Par, Problem, Saved, Scores, Sight, Strided, StridedMut, View, ViewMut, exact,
-};
+use regard_core::{Output, Par, Problem, Saved, Scores, Sight, Strided, StridedMut, View, ViewMut, exact};
 
 /// What the passes write: allocated once, while loading.
 pub struct Buffers {
@@ -20,13 +18,7 @@ impl Buffers {
         let zeros = |tensor: &Tensor| Tensor::zeros_like(tensor.shape, &tensor.data);
         let o = Tensor::zeros_like(inputs.output_shape(), &inputs.q.data);
         let lse = vec![0.0; o.shape[..3].iter().product()];
-        Self {
-            o,
-            dq: zeros(&inputs.q),
-            dk: zeros(&inputs.k),
-            dv: zeros(&inputs.v),
-            lse,
-        }
+        Self { o, dq: zeros(&inputs.q), dk: zeros(&inputs.k), dv: zeros(&inputs.v), lse }
     }
 }
 
@@ -46,34 +38,19 @@ pub fn ceilings(threads: usize) -> Ceilings {
 }
 
 /// `o = softmax(q kᵀ / √D) v`; also used for decoding, where `q` has one row. Runs in the pool of the caller.
-pub fn forward(inputs: &Inputs, causal: bool, buffers: &mut Buffers) -> Result<()> {
+pub fn forward(inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> Result<()> {
     let o = view_mut(&mut buffers.o)?;
-    exact::forward(
-        &problem(inputs, causal)?,
-        &mut Output { o, lse: None },
-        Par::default(),
-    )?;
+    exact::forward(&problem(inputs, call)?, &mut Output { o, lse: None }, Par::default())?;
     Ok(())
 }
 
 /// `o` and the gradients of `q`, `k`, `v` for the given `do`.
-pub fn forward_backward(inputs: &Inputs, causal: bool, buffers: &mut Buffers) -> Result<()> {
-    let (problem, par) = (problem(inputs, causal)?, Par::default());
+pub fn forward_backward(inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> Result<()> {
+    let (problem, par) = (problem(inputs, call)?, Par::default());
     let o = view_mut(&mut buffers.o)?;
-    exact::forward(
-        &problem,
-        &mut Output {
-            o,
-            lse: Some(&mut buffers.lse),
-        },
-        par,
-    )?;
+    exact::forward(&problem, &mut Output { o, lse: Some(&mut buffers.lse) }, par)?;
     let d_o = view(inputs.d_o.as_ref().ok_or("do is not loaded")?)?;
-    let saved = Saved {
-        o: view(&buffers.o)?,
-        lse: &buffers.lse,
-        d_o,
-    };
+    let saved = Saved { o: view(&buffers.o)?, lse: &buffers.lse, d_o };
     let mut gradients = regard_core::Gradients {
         dq: Some(view_mut(&mut buffers.dq)?),
         dk: Some(view_mut(&mut buffers.dk)?),
@@ -84,14 +61,22 @@ pub fn forward_backward(inputs: &Inputs, causal: bool, buffers: &mut Buffers) ->
     Ok(())
 }
 
-fn problem(inputs: &Inputs, causal: bool) -> Result<Problem<'_>> {
-    let sight = if causal {
-        Sight::causal()
-    } else {
-        Sight::full()
-    };
+fn problem<'a>(inputs: &'a Inputs, call: &Call) -> Result<Problem<'a>> {
+    let side = &inputs.side;
+    let mut sight = if call.causal { Sight::causal() } else { Sight::full() };
+    let mut scores = Scores::new();
+    match call.rule {
+        Rule::Plain => {}
+        Rule::KeyBias => scores = scores.key_bias(&side.key_bias),
+        Rule::Window(keys) => {
+            let reach = keys.checked_sub(1).ok_or("a window has at least 1 key")?;
+            sight = sight.window(Some(reach), None);
+        }
+        Rule::Lifetimes => sight = sight.until(&side.until),
+        Rule::Segments => sight = sight.offsets(&side.offsets, &side.offsets),
+    }
     let [q, k, v] = [view(&inputs.q)?, view(&inputs.k)?, view(&inputs.v)?];
-    Ok(Problem::new(q, k, v, sight, Scores::new())?)
+    Ok(Problem::new(q, k, v, sight, scores)?)
 }
 
 fn view(tensor: &Tensor) -> Result<View<'_>> {
@@ -103,15 +88,7 @@ fn view(tensor: &Tensor) -> Result<View<'_>> {
 
 fn view_mut(tensor: &mut Tensor) -> Result<ViewMut<'_>> {
     Ok(match &mut tensor.data {
-        Data::F32(values) => ViewMut::F32(StridedMut::contiguous(
-            &mut values[..],
-            tensor.shape,
-            "output",
-        )?),
-        Data::Bf16(values) => ViewMut::Bf16(StridedMut::contiguous(
-            &mut values[..],
-            tensor.shape,
-            "output",
-        )?),
+        Data::F32(values) => ViewMut::F32(StridedMut::contiguous(&mut values[..], tensor.shape, "output")?),
+        Data::Bf16(values) => ViewMut::Bf16(StridedMut::contiguous(&mut values[..], tensor.shape, "output")?),
     })
 }

@@ -5,7 +5,10 @@ use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use regard_core::{Error, Par};
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a call is repeated before it counts: an idle processor may take tens of milliseconds to be woken.
+const WARM: Duration = Duration::from_millis(50);
 
 /// What a call took.
 pub struct Timing {
@@ -33,8 +36,8 @@ impl Timing {
     }
 }
 
-/// Runs a call once to warm up and to see its memory, then so many times against the clock, on threads of its own: what
-/// earlier calls left in a thread's working memory counts anew.
+/// Runs a call once to see its memory, for a while to warm up, then so many times against the clock, on threads of its
+/// own: what earlier calls left in a thread's working memory counts anew.
 pub fn measure(
     par: Par,
     runs: usize,
@@ -43,8 +46,12 @@ pub fn measure(
 ) -> Result<Timing, Error> {
     let pool = ThreadPoolBuilder::new().num_threads(par.threads_in_use()).build().expect("so many threads ran before");
     pool.install(|| {
+        let start = Instant::now();
         let (first, extra_bytes) = memory::peak_during(&mut call);
         first?;
+        while start.elapsed() < WARM {
+            call()?;
+        }
         let mut seconds = Vec::with_capacity(runs);
         for _ in 0..runs {
             if let Some(evictor) = evictor {

@@ -108,7 +108,11 @@ impl Bench {
     fn source(&self) -> Result<Source, Failure> {
         let float = self.dtype.map(Dtype::float);
         if let Some(path) = &self.tensors {
-            return Captured::read(&Archive::open(path)?).map(|captured| Source::captured(captured, float, self.seed));
+            let archive = Archive::open(path)?;
+            for name in archive.names().filter(|name| !["q", "k", "v", "x", "do"].contains(name)) {
+                warn(&format!("{}: bench reads q, k and v; tensor {name:?} is ignored", path.display()));
+            }
+            return Captured::read(&archive).map(|captured| Source::captured(captured, float, self.seed));
         }
         let (heads, head_dim) = (self.heads.unwrap_or(8), self.head_dim.unwrap_or(64));
         let kv_heads = self.kv_heads.unwrap_or(heads);

@@ -4,23 +4,26 @@ use super::{Lanes, Task, dispatch};
 use crate::Par;
 use crate::simd::Aligned;
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Samples of which the median is reported.
-const SAMPLES: usize = 7;
+/// How long all threads work before anything counts: an idle processor may take tens of milliseconds to be woken.
+const WARM: Duration = Duration::from_millis(50);
 
-/// Fused multiply-adds of f32 at the level in use, GFLOP/s over all threads: median of several short runs of
-/// independent chains that never leave the registers.
+/// The time that is counted.
+const WINDOW: Duration = Duration::from_millis(25);
+
+/// Readings at most; the best one counts.
+const READINGS: usize = 10;
+
+/// Two readings in a row agree if they differ by no more than this fraction.
+const AGREEMENT: f64 = 0.03;
+
+/// Fused multiply-adds of f32 at the level in use, GFLOP/s over all threads: independent chains that never leave the
+/// registers.
 pub fn fma_gflops(par: Par) -> f64 {
-    median(|| {
-        let start = Instant::now();
-        let flops = on_every_thread(par, |_| dispatch(par.level_in_use(), Chains { rounds: ROUNDS }));
-        flops / start.elapsed().as_secs_f64() / 1e9
-    })
+    const ROUNDS: usize = 100_000;
+    settled(|| rate(par, |_, _| dispatch(par.level_in_use(), Chains { rounds: ROUNDS }))) / 1e9
 }
-
-/// Rounds of every chain: some ten milliseconds, so that starting threads does not count.
-const ROUNDS: usize = 4_000_000;
 
 /// The same for products of bf16 pairs, where the processor has them and the kernel uses them.
 pub fn bf16_gflops(_par: Par) -> Option<f64> {
@@ -30,39 +33,57 @@ pub fn bf16_gflops(_par: Par) -> Option<f64> {
 /// Memory read over all threads from arrays far larger than the caches, GB/s.
 pub fn read_gbps(par: Par) -> f64 {
     const BYTES: usize = 256 << 20;
+    const PIECE: usize = (4 << 20) / 4;
     let mut memory = Aligned::<f32>::new();
     memory.take(BYTES / 4).fill(1.0);
     let values = memory.get(BYTES / 4);
     let share = values.len() / par.threads_in_use();
-    median(|| {
-        let start = Instant::now();
-        let read = on_every_thread(par, |thread| {
-            let part = &values[thread * share..(thread + 1) * share];
-            black_box(dispatch(par.level_in_use(), Read { values: part }));
-            (part.len() * 4) as f64
-        });
-        read / start.elapsed().as_secs_f64() / 1e9
-    })
+    let read = |thread: usize, piece: usize| {
+        let own = &values[thread * share..(thread + 1) * share];
+        let size = PIECE.min(share);
+        let start = piece % (share / size) * size;
+        black_box(dispatch(par.level_in_use(), Read { values: &own[start..start + size] }));
+        (size * 4) as f64
+    };
+    settled(|| rate(par, read)) / 1e9
 }
 
-fn median(sample: impl Fn() -> f64) -> f64 {
-    sample();
-    let mut samples: Vec<f64> = (0..SAMPLES).map(|_| sample()).collect();
-    samples.sort_by(f64::total_cmp);
-    samples[SAMPLES / 2]
+/// The best reading, once two in a row agree or there have been many.
+fn settled(mut reading: impl FnMut() -> f64) -> f64 {
+    let mut last = reading();
+    let mut best = last;
+    for _ in 1..READINGS {
+        let next = reading();
+        best = best.max(next);
+        if (next - last).abs() <= AGREEMENT * next.max(last) {
+            break;
+        }
+        last = next;
+    }
+    best
 }
 
-/// Sum of what `work` reports on each thread.
-fn on_every_thread(par: Par, work: impl Fn(usize) -> f64 + Sync) -> f64 {
+/// What `piece(thread, number)` reports, per second, summed over all threads: the same window of time for each, after
+/// a while in which all of them work.
+fn rate(par: Par, piece: impl Fn(usize, usize) -> f64 + Sync) -> f64 {
+    let start = Instant::now() + WARM;
+    let work = |thread: usize| {
+        let (mut number, mut done, mut counted_from) = (0, 0.0, None);
+        while start.elapsed() < WINDOW {
+            let work = piece(thread, number);
+            number += 1;
+            match counted_from {
+                Some(_) => done += work,
+                // Whoever is woken too late to warm up has done nothing in the first part of the window.
+                None if Instant::now() >= start => counted_from = Some(if number == 1 { start } else { Instant::now() }),
+                None => {}
+            }
+        }
+        counted_from.map_or(0.0, |from: Instant| done / from.elapsed().as_secs_f64())
+    };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..par.threads_in_use())
-            .map(|thread| {
-                scope.spawn({
-                    let work = &work;
-                    move || work(thread)
-                })
-            })
-            .collect();
+        let work = &work;
+        let others: Vec<_> = (1..par.threads_in_use()).map(|thread| scope.spawn(move || work(thread))).collect();
         let own = work(0);
         own + others.into_iter().map(|other| other.join().expect("a measuring thread panicked")).sum::<f64>()
     })
@@ -121,5 +142,32 @@ impl Task for Read<'_> {
             }
         }
         s.sum(sums.into_iter().fold(s.zero(), |sum, x| s.add(sum, x)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readings_are_repeated_until_two_agree_and_the_best_counts() {
+        let best_of = |readings: &[f64]| {
+            let mut left = readings.iter().copied();
+            (settled(|| left.next().expect("another reading was not due")), left.len())
+        };
+        assert_eq!(best_of(&[195.0, 381.0, 385.0, 999.0]), (385.0, 1));
+        assert_eq!(best_of(&[385.0, 380.0, 999.0]), (385.0, 1));
+        assert_eq!(best_of(&[1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 9.0]), (2.0, 1));
+    }
+
+    #[test]
+    fn every_thread_counts_in_the_same_window() {
+        let piece = |thread: usize, _: usize| {
+            std::thread::sleep(Duration::from_millis(1));
+            if thread == 0 { 1.0 } else { 1000.0 }
+        };
+        let (one, three) = (rate(Par::serial(), piece), rate(Par::serial().threads(3), piece));
+        assert!(one > 0.0 && one < 1000.0, "{one} pieces a second");
+        assert!(three > 10.0 * one, "{three} against {one}");
     }
 }
