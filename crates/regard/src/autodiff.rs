@@ -29,11 +29,11 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + 'static {
     /// Which parents the backward pass reads, given which of them are tracked.
     fn reads(&self, tracked: [bool; N]) -> [bool; N];
 
-    /// The output.
+    /// The output. `keep`: whether a backward pass may follow, else what is saved is not looked at.
     ///
     /// # Errors
     /// If the parents do not fit.
-    fn forward(&self, parents: &Parents<N>) -> Result<(FlexTensor, Self::Saved), Error>;
+    fn forward(&self, parents: &Parents<N>, keep: bool) -> Result<(FlexTensor, Self::Saved), Error>;
 
     /// The gradients that are `wanted`, from the parents that it reads and the gradient of the output.
     ///
@@ -103,7 +103,7 @@ type Tracked = FloatTensor<Autodiff<Flex>>;
 
 fn plain<O: Operation<N>, const N: usize>(operation: &O, parents: [Option<Parent>; N]) -> Result<FlexTensor, Error> {
     let parents = parents.map(|parent| parent.map(|parent| with_node(parent).into_primitive()));
-    Ok(operation.forward(&parents)?.0)
+    Ok(operation.forward(&parents, false)?.0)
 }
 
 /// A tensor without autodiff becomes a constant of the graph.
@@ -121,8 +121,10 @@ fn with_node(Parent(parent): Parent) -> Tracked {
 
 fn recorded<O: Operation<N>, const N: usize>(operation: O, parents: [Option<Parent>; N]) -> Result<Tracked, Error> {
     let parents = parents.map(|parent| parent.map(with_node));
-    let (output, saved) = operation.forward(&parents.each_ref().map(|parent| parent.as_ref().map(|x| x.primitive().clone())))?;
     let tracked = parents.each_ref().map(|parent| parent.as_ref().is_some_and(Tracked::is_tracked));
+    let primitives = parents.each_ref().map(|parent| parent.as_ref().map(|x| x.primitive().clone()));
+    let (output, saved) = operation.forward(&primitives, tracked.contains(&true))?;
+    drop(primitives);
     // A node of its own, never tracked, stands for an absent parent.
     let nodes = parents.each_ref().map(|parent| parent.as_ref().map_or_else(|| Tracked::new(output.clone()).node(), Tracked::node));
     Ok(match Recorded::<O, N>(PhantomData).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {

@@ -29,7 +29,7 @@ pub enum Error {
         /// What it is.
         found: String,
         /// What it must be.
-        expected: &'static str,
+        expected: String,
     },
 }
 

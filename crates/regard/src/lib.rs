@@ -19,8 +19,10 @@
 
 mod attention;
 mod autodiff;
+mod door;
 mod error;
 mod flex;
+pub mod rows;
 mod tally;
 
 pub use attention::{Attention, attention};

@@ -43,7 +43,7 @@ fn shapes() {
 fn dtypes() {
     let q = zeros([2, 4, 5, 8]);
     let k = zeros([2, 4, 5, 8]).cast(DType::BF16);
-    assert_eq!(refusal([q.clone(), k, q], Attention::full()), "k is bf16, expected the dtype of q");
+    assert_eq!(refusal([q.clone(), k, q], Attention::full()), "k is bf16, expected f32 as q is");
 }
 
 #[test]

@@ -84,13 +84,13 @@ impl Operation<PARENTS> for Fused {
         [true; PARENTS]
     }
 
-    fn forward(&self, parents: &Parents<PARENTS>) -> Result<(FlexTensor, Left), Error> {
+    fn forward(&self, parents: &Parents<PARENTS>, keep: bool) -> Result<(FlexTensor, Left), Error> {
         let borrowed = Borrowed::new(parents);
         let inputs = borrowed.inputs(self)?;
         let [batch, heads, queries, _] = inputs.q.shape();
         let mut o = Fresh::new([batch, heads, queries, inputs.v.shape()[3]], present(parents, Q).dtype());
-        let mut lse = vec![0.0; batch * heads * queries];
-        let mut out = Output { o: o.view_mut("o")?, lse: Some(&mut lse) };
+        let mut lse = vec![0.0; if keep { batch * heads * queries } else { 0 }];
+        let mut out = Output { o: o.view_mut("o")?, lse: keep.then_some(&mut lse) };
         self.rules.mechanism()?.forward(&inputs, self.rules.pass(), &mut out, Par::default())?;
         let o = o.into_tensor();
         Ok((o.clone(), Left { o, lse: lse.into() }))

@@ -7,9 +7,8 @@ mod composed;
 mod fused;
 mod rules;
 
-use crate::autodiff::on_flex;
-use crate::{Error, flex};
-use burn::tensor::{Bool, DType, Tensor};
+use crate::{Error, door};
+use burn::tensor::{Bool, Tensor};
 use regard_core::mechanism::Mechanism;
 use regard_core::{Alignment, Dropout};
 use rules::Rules;
@@ -162,60 +161,22 @@ impl Attention {
     }
 
     fn check(&self, [q, k, v]: [&Tensor<4>; 3]) -> Result<(), Error> {
-        same_device(q, "k", k)?;
-        same_device(q, "v", v)?;
+        door::plain_float(q, "q")?;
+        for (tensor, x) in [("k", k), ("v", v)] {
+            door::same_device(q, tensor, x)?;
+            door::same_dtype(q, ("q", tensor), x)?;
+        }
         if let Some(bias) = &self.bias {
-            same_device(q, "bias", bias)?;
+            door::same_device(q, "bias", bias)?;
+            door::plain_float(bias, "bias")?;
         }
         if let Some(bias) = &self.key_bias {
-            same_device(q, "key_bias", bias)?;
-            let expected = vec![k.dims()[0], k.dims()[1], k.dims()[2]];
-            if bias.dims()[..] != expected[..] {
-                return Err(regard_core::Error::Shape { tensor: "key_bias", found: bias.dims().to_vec(), expected }.into());
-            }
+            door::same_device(q, "key_bias", bias)?;
+            door::plain_float(bias, "key_bias")?;
+            let [batch, heads, keys, _] = k.dims();
+            door::expect("key_bias", &bias.dims(), &[batch, heads, keys])?;
         }
-        if let Some(mask) = self.mask.as_ref().filter(|mask| mask.device() != q.device()) {
-            return Err(elsewhere("mask", format!("{:?}", mask.device()), q));
-        }
-        same_dtypes([q, k, v])?;
-        let biases = [("bias", self.bias.as_ref().map(Tensor::dtype)), ("key_bias", self.key_bias.as_ref().map(Tensor::dtype))];
-        for (tensor, dtype) in biases {
-            if let Some(dtype) = dtype.filter(|&dtype| !is_plain_float(dtype)) {
-                return Err(Error::Dtype { tensor, found: flex::name(dtype), expected: "f64, f32, bf16 or f16" });
-            }
-        }
-        Ok(())
-    }
-}
-
-fn is_plain_float(dtype: DType) -> bool {
-    flex::takes(dtype) || dtype == DType::F64
-}
-
-fn same_dtypes([q, k, v]: [&Tensor<4>; 3]) -> Result<(), Error> {
-    if !is_plain_float(q.dtype()) {
-        return Err(Error::Dtype { tensor: "q", found: flex::name(q.dtype()), expected: "f64, f32, bf16 or f16" });
-    }
-    for (tensor, x) in [("k", k), ("v", v)] {
-        if x.dtype() != q.dtype() {
-            return Err(Error::Dtype { tensor, found: flex::name(x.dtype()), expected: "the dtype of q" });
-        }
-    }
-    Ok(())
-}
-
-fn elsewhere(tensor: &'static str, found: String, q: &Tensor<4>) -> Error {
-    Error::Device { tensor, found, expected: format!("{:?}", q.device()) }
-}
-
-fn same_device<const D: usize>(q: &Tensor<4>, tensor: &'static str, x: &Tensor<D>) -> Result<(), Error> {
-    let (here, there) = (q.device(), x.device());
-    if here != there {
-        return Err(elsewhere(tensor, format!("{there:?}"), q));
-    }
-    match (here.gradient_checkpointing_strategy(), there.gradient_checkpointing_strategy()) {
-        (Some(a), Some(b)) if a != b => Err(Error::Checkpointing { tensor }),
-        _ => Ok(()),
+        self.mask.as_ref().map_or(Ok(()), |mask| door::same_place(q, "mask", mask))
     }
 }
 
@@ -229,9 +190,5 @@ fn same_device<const D: usize>(q: &Tensor<4>, tensor: &'static str, x: &Tensor<D
 /// The first thing that does not fit, with its numbers: shapes, dtypes, devices, options.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attention) -> Result<Tensor<4>, Error> {
     how.check([&q, &k, &v])?;
-    if on_flex(&q) && flex::takes(q.dtype()) && !how.unfused {
-        fused::attention([q, k, v], how)
-    } else {
-        composed::attention([q, k, v], how)
-    }
+    if door::has_kernels(&q) && !how.unfused { fused::attention([q, k, v], how) } else { composed::attention([q, k, v], how) }
 }
