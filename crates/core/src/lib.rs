@@ -20,16 +20,19 @@
 mod definition;
 mod error;
 pub mod exact;
+mod intervals;
 pub mod mechanism;
 pub mod oracle;
 mod par;
 mod problem;
+pub mod rows;
 mod sight;
 pub mod simd;
 mod view;
 
 pub use error::Error;
 pub use half::{bf16, f16};
+pub use intervals::Intervals;
 pub use par::Par;
 pub use problem::{Dims, Dropout, Gradients, Output, Problem, Saved, Scores, alibi_slopes};
 pub use sight::{Alignment, Sight};

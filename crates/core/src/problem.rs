@@ -186,7 +186,8 @@ impl<'a> Problem<'a> {
         self.scores.scale
     }
 
-    pub(crate) fn softcap(&self) -> Option<f32> {
+    /// The cap of scores before biases.
+    pub fn softcap(&self) -> Option<f32> {
         self.scores.softcap
     }
 
@@ -195,7 +196,8 @@ impl<'a> Problem<'a> {
         self.slopes.get(h).map_or(0.0, |slope| slope * LOG2_E)
     }
 
-    pub(crate) fn has_alibi(&self) -> bool {
+    /// Whether scores fall with distance, by [`alibi_slopes`].
+    pub fn has_alibi(&self) -> bool {
         self.scores.alibi
     }
 
@@ -222,7 +224,8 @@ impl<'a> Problem<'a> {
         self.sight.mask
     }
 
-    pub(crate) fn dropout(&self) -> Option<Dropout> {
+    /// Dropout, where it acts.
+    pub fn dropout(&self) -> Option<Dropout> {
         self.scores.dropout
     }
 

@@ -21,6 +21,8 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
             *to = Self::from_f32(*from);
         }
     }
+    /// Writes all lanes to the front of a slice, rounded to nearest even.
+    fn store<S: Lanes>(s: S, into: &mut [Self], x: S::F);
 }
 
 impl Element for f32 {
@@ -39,6 +41,10 @@ impl Element for f32 {
     fn narrow(from: &[f32], into: &mut [f32]) {
         into.copy_from_slice(&from[..into.len()]);
     }
+    #[inline(always)]
+    fn store<S: Lanes>(s: S, into: &mut [f32], x: S::F) {
+        s.store(into, x);
+    }
 }
 
 impl Element for bf16 {
@@ -54,6 +60,10 @@ impl Element for bf16 {
     fn load<S: Lanes>(s: S, from: &[bf16]) -> S::F {
         s.load_bf16(from)
     }
+    #[inline(always)]
+    fn store<S: Lanes>(s: S, into: &mut [bf16], x: S::F) {
+        s.store_bf16(into, x);
+    }
 }
 
 impl Element for f16 {
@@ -68,6 +78,10 @@ impl Element for f16 {
     #[inline(always)]
     fn load<S: Lanes>(s: S, from: &[f16]) -> S::F {
         s.load_f16(from)
+    }
+    #[inline(always)]
+    fn store<S: Lanes>(s: S, into: &mut [f16], x: S::F) {
+        s.store_f16(into, x);
     }
 }
 
@@ -124,6 +138,17 @@ impl<'a, T> Strided<'a, T> {
         }
         self.shape = shape;
         Ok(self)
+    }
+
+    /// Elements from one index to the next, per dimension.
+    pub(crate) fn strides(&self) -> [isize; 4] {
+        self.strides
+    }
+
+    /// The elements from `at` on, to the end of the slice.
+    #[inline(always)]
+    pub(crate) fn tail(&self, at: [usize; 4]) -> &'a [T] {
+        &self.data[self.index(at)..]
     }
 
     #[inline(always)]
@@ -365,6 +390,8 @@ pub(crate) struct DisjointRows<'a, T> {
     shape: [usize; 4],
     strides: [usize; 4],
     pieces: &'a [Range<usize>],
+    /// Columns that stand in for the heads, where one matrix is split both ways.
+    columns: Option<&'a [Range<usize>]>,
     taken: Vec<AtomicBool>,
     borrow: PhantomData<&'a mut [T]>,
 }
@@ -381,10 +408,25 @@ impl<'a, T> DisjointRows<'a, T> {
     /// If the pieces are not ascending, disjoint ranges of rows.
     pub(crate) fn new(out: &'a mut StridedMut<'_, T>, pieces: &'a [Range<usize>]) -> Self {
         let [b, h, n, _] = out.shape;
-        let ascending = pieces.windows(2).all(|pair| pair[0].end <= pair[1].start);
-        assert!(ascending && pieces.iter().all(|p| p.start <= p.end && p.end <= n), "pieces overlap or reach outside");
+        assert_disjoint(pieces, n);
         let taken = (0..b * h * pieces.len()).map(|_| AtomicBool::new(false)).collect();
-        DisjointRows { start: out.data.as_mut_ptr(), shape: out.shape, strides: out.strides, pieces, taken, borrow: PhantomData }
+        let start = out.data.as_mut_ptr();
+        DisjointRows { start, shape: out.shape, strides: out.strides, pieces, columns: None, taken, borrow: PhantomData }
+    }
+
+    /// The rows of one matrix, cut into `columns`: what is a head in [`DisjointRows::claim`] is then a range of columns.
+    ///
+    /// # Panics
+    /// If there are several heads, or the pieces or the columns are not ascending, disjoint ranges.
+    pub(crate) fn tiles(out: &'a mut StridedMut<'_, T>, pieces: &'a [Range<usize>], columns: &'a [Range<usize>]) -> Self {
+        let [b, h, _, d] = out.shape;
+        assert_eq!([b, h], [1, 1], "one matrix is cut");
+        assert_disjoint(columns, d);
+        let mut tiles = Self::new(out, pieces);
+        tiles.taken = (0..columns.len() * pieces.len()).map(|_| AtomicBool::new(false)).collect();
+        tiles.shape[1] = columns.len();
+        tiles.columns = Some(columns);
+        tiles
     }
 
     /// The rows of one piece of head `h`, until the claim is dropped.
@@ -397,16 +439,24 @@ impl<'a, T> DisjointRows<'a, T> {
         let rows = self.pieces[piece].clone();
         let taken = &self.taken[(b * heads + h) * self.pieces.len() + piece];
         assert!(!taken.swap(true, Ordering::Acquire), "a piece of rows is claimed twice");
-        let offset = b * self.strides[0] + h * self.strides[1] + rows.start * self.strides[2];
+        let (offset, width) = match self.columns {
+            Some(columns) => (columns[h].start, columns[h].len()),
+            None => (b * self.strides[0] + h * self.strides[1], self.shape[3]),
+        };
         Claim {
-            start: self.start.wrapping_add(offset),
+            start: self.start.wrapping_add(offset + rows.start * self.strides[2]),
             rows: rows.len(),
-            width: self.shape[3],
+            width,
             stride: self.strides[2],
             taken,
             borrow: PhantomData,
         }
     }
+}
+
+fn assert_disjoint(pieces: &[Range<usize>], end: usize) {
+    let ascending = pieces.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    assert!(ascending && pieces.iter().all(|p| p.start <= p.end && p.end <= end), "pieces overlap or reach outside");
 }
 
 /// One piece of rows, held by one thread.
@@ -435,6 +485,16 @@ impl<T> Claim<'_, T> {
         unsafe {
             std::slice::from_raw_parts_mut(self.start.add(i * self.stride), self.width)
         }
+    }
+}
+
+impl<T> Claim<'_, T> {
+    /// All rows of the piece as one slice, where they follow one another.
+    #[inline(always)]
+    pub(crate) fn together(&mut self) -> Option<&mut [T]> {
+        // SAFETY: as for `row`: rows of this width, this far apart, leave no gap, and this claim alone holds them.
+        #[allow(unsafe_code)]
+        (self.stride == self.width).then(|| unsafe { std::slice::from_raw_parts_mut(self.start, self.rows * self.width) })
     }
 }
 

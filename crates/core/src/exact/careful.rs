@@ -55,3 +55,18 @@ pub(super) fn rectangle(problem: &Problem<'_>, lse: &[f32], [b, h]: [usize; 2], 
     };
     rows.flat_map(|i| columns.clone().map(move |j| (i, j))).map(|(i, j)| weight(i, j)).collect()
 }
+
+/// A rectangle of dropout's factors of one head, row-major.
+pub(super) fn dropout_rectangle(problem: &Problem<'_>, [b, h]: [usize; 2], rows: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+    let Some(mask) = problem.dropout().map(Mask::new) else { return vec![1.0; rows.len() * columns.len()] };
+    let factor = |scope: &Scope<'_>, i: usize, j: usize| {
+        let inside = scope.queries.contains(&i) && scope.keys.contains(&j);
+        let hash = || mask.weight(mask.row(scope.sequence, h, i - scope.queries.start), j - scope.keys.start);
+        if inside { hash() } else { 0.0 }
+    };
+    let row = |i: usize| {
+        let scope = problem.sight.scope(&problem.dims, problem.sight.sequence_of_query(b, i), h / problem.dims.group());
+        columns.clone().map(move |j| factor(&scope, i, j)).collect::<Vec<_>>()
+    };
+    rows.flat_map(row).collect()
+}

@@ -72,9 +72,29 @@ pub fn weights(
 ) -> Result<Vec<f32>, Error> {
     let dims = &problem.dims;
     check_flat("lse", Some(lse), dims.batch * dims.heads * dims.queries)?;
-    if b >= dims.batch || h >= dims.heads || rows.end > dims.queries || columns.end > dims.keys {
-        let message = format!("batch row {b}, head {h}, rows {rows:?}, columns {columns:?} reach outside {dims:?}");
-        return Err(Error::Value { name: "weights", message });
-    }
+    check_rectangle(problem, "weights", [b, h], [&rows, &columns])?;
     Ok(careful::rectangle(problem, lse, [b, h], rows, columns))
+}
+
+/// The rectangle `rows × columns` of dropout's `Z` for one head, row-major: 0 or `1/(1 - p)`, 1 everywhere without
+/// dropout, 0 for padding.
+///
+/// # Errors
+/// If the rectangle reaches outside.
+pub fn dropout_weights(problem: &Problem<'_>, at: [usize; 2], rows: Range<usize>, columns: Range<usize>) -> Result<Vec<f32>, Error> {
+    check_rectangle(problem, "dropout_weights", at, [&rows, &columns])?;
+    Ok(careful::dropout_rectangle(problem, at, rows, columns))
+}
+
+fn check_rectangle(
+    problem: &Problem<'_>,
+    name: &'static str,
+    [b, h]: [usize; 2],
+    [rows, columns]: [&Range<usize>; 2],
+) -> Result<(), Error> {
+    let dims = &problem.dims;
+    if b < dims.batch && h < dims.heads && rows.end <= dims.queries && columns.end <= dims.keys {
+        return Ok(());
+    }
+    Err(Error::value(name, format!("batch row {b}, head {h}, rows {rows:?}, columns {columns:?} reach outside {dims:?}")))
 }

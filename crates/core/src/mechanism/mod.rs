@@ -128,6 +128,12 @@ macro_rules! mechanisms {
             $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant)),+
         }
 
+        $(impl From<$variant> for Mechanism {
+            fn from(config: $variant) -> Self {
+                Mechanism::$variant(config)
+            }
+        })+
+
         impl Mechanism {
             /// What the list says of each.
             pub const ALL: &'static [About] = &[$($variant::ABOUT),+];

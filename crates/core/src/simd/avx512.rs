@@ -231,6 +231,36 @@ impl Lanes for Avx512 {
             self.store(&mut into[i * into_step..], column);
         }
     }
+    /// Rounds by adding half a unit, less one where the last kept bit is 0; what is not a number keeps its upper half, made quiet.
+    #[inline(always)]
+    fn store_bf16(self, into: &mut [bf16], x: __m512) {
+        let into = &mut into[..16];
+        let bits = proven!(_mm512_castps_si512(x));
+        let odd = proven!(_mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1)));
+        let rounded = proven!(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))));
+        let quiet = proven!(_mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000)));
+        let nan = proven!(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x));
+        let upper = proven!(_mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet)));
+        // SAFETY: the slice has sixteen elements of two bytes.
+        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(upper)) }
+    }
+    #[inline(always)]
+    fn store_f16(self, into: &mut [f16], x: __m512) {
+        let into = &mut into[..16];
+        let bits = proven!(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+        // SAFETY: the slice has sixteen elements of two bytes.
+        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), bits) }
+    }
+    #[inline(always)]
+    fn swap_pairs(self, x: __m512) -> __m512 {
+        proven!(_mm512_permute_ps::<0b10_11_00_01>(x))
+    }
+    /// An estimate of 14 bits and one step of Newton.
+    #[inline(always)]
+    fn reciprocal(self, x: __m512) -> __m512 {
+        let r = proven!(_mm512_rcp14_ps(x));
+        self.mul_add(r, proven!(_mm512_fnmadd_ps(x, r, _mm512_set1_ps(1.0))), r)
+    }
 }
 
 /// Four rounds of doubling blocks: 1 → 2 → 4 lanes inside 128 bits, then two shuffles of 128-bit quarters.

@@ -149,6 +149,19 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         let e = self.mul_add(power, self.mul(p, r), self.sub(power, self.splat(1.0)));
         self.div(e, self.add(e, self.splat(2.0)))
     }
+
+    /// Writes all lanes to the front of a slice, each rounded to the nearest bf16, ties to even.
+    fn store_bf16(self, into: &mut [bf16], x: Self::F);
+    /// Writes all lanes to the front of a slice, each rounded to the nearest f16, ties to even.
+    fn store_f16(self, into: &mut [f16], x: Self::F);
+    /// Lanes 0 and 1 exchanged, 2 and 3, and so on.
+    fn swap_pairs(self, x: Self::F) -> Self::F;
+
+    /// `1 / x` within 2 units of the last place for `x` from 2^-125 to 2^125; beyond, not always a number.
+    #[inline(always)]
+    fn reciprocal(self, x: Self::F) -> Self::F {
+        self.div(self.splat(1.0), x)
+    }
 }
 
 /// Coefficients of the degree-5 polynomial with the least relative error to `2^r` on `[0, 1)` among those that are exactly

@@ -199,4 +199,20 @@ impl Lanes for Portable {
             }
         }
     }
+    #[inline(always)]
+    fn store_bf16(self, into: &mut [bf16], x: [f32; 8]) {
+        for (to, x) in into[..8].iter_mut().zip(x) {
+            *to = bf16::from_f32(x);
+        }
+    }
+    #[inline(always)]
+    fn store_f16(self, into: &mut [f16], x: [f32; 8]) {
+        for (to, x) in into[..8].iter_mut().zip(x) {
+            *to = f16::from_f32(x);
+        }
+    }
+    #[inline(always)]
+    fn swap_pairs(self, x: [f32; 8]) -> [f32; 8] {
+        each(|i| x[i ^ 1])
+    }
 }

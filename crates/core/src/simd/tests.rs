@@ -48,11 +48,44 @@ impl Task for Transposed {
     }
 }
 
+struct Stored;
+
+impl Task for Stored {
+    type Output = ();
+
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let mut x = [0.0f32; 16];
+        for round in 0..40_000u32 {
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = f32::from_bits((round * 16 + i as u32).wrapping_mul(0x9e37_79b9).rotate_left(round % 32));
+            }
+            let (mut b, mut h) = ([bf16::ZERO; 16], [f16::ZERO; 16]);
+            s.store_bf16(&mut b, s.load(&x));
+            s.store_f16(&mut h, s.load(&x));
+            let mut inverse = [0.0f32; 16];
+            s.store(&mut inverse, s.reciprocal(s.load(&x)));
+            let mut swapped = [0.0f32; 16];
+            s.store(&mut swapped, s.swap_pairs(s.load(&x)));
+            for i in 0..S::N {
+                assert_eq!(b[i].to_bits(), bf16::from_f32(x[i]).to_bits(), "bf16 of {:e}", x[i]);
+                let h_expected = f16::from_f32(x[i]);
+                assert!(h[i].to_bits() == h_expected.to_bits() || (h[i].is_nan() && h_expected.is_nan()), "f16 of {:e}", x[i]);
+                assert_eq!(swapped[i].to_bits(), x[i ^ 1].to_bits());
+                if x[i].abs() > 2.4e-38 && x[i].abs() < 4.2e37 {
+                    let error = (f64::from(inverse[i]) * f64::from(x[i]) - 1.0).abs();
+                    assert!(error < 1.3e-7, "1 / {:e}: {error:e}", x[i]);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn every_level_computes_the_same_functions() {
     for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
         dispatch(level, Functions);
         dispatch(level, Transposed);
+        dispatch(level, Stored);
     }
 }
 

@@ -1,0 +1,50 @@
+//! An activation applied to every element: `y = f(x)`, `dx = f'(x) dy`, all `[rows, columns]`. Nothing is saved but x.
+
+use super::curve::{Activation, Curve, each_curve};
+use super::matrix::{Matrix, MatrixMut};
+use super::sweep::{Each, each};
+use crate::simd::Lanes;
+use crate::view::Element;
+use crate::{Error, Par};
+
+/// `y = f(x)`.
+///
+/// # Errors
+/// If the shapes differ, or the elements of a row of x are not neighbours.
+pub fn forward<T: Element>(f: Activation, x: &Matrix<'_, T>, y: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    each_curve!(f, curve => each(Value(curve), [("x", x)], [("y", y)], par))
+}
+
+/// `dx = f'(x) dy`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward<T: Element>(
+    f: Activation,
+    x: &Matrix<'_, T>,
+    dy: &Matrix<'_, T>,
+    dx: &mut MatrixMut<'_, T>,
+    par: Par,
+) -> Result<(), Error> {
+    each_curve!(f, curve => each(Slope(curve), [("x", x), ("dy", dy)], [("dx", dx)], par))
+}
+
+#[derive(Clone, Copy)]
+struct Value<C>(C);
+
+impl<C: Curve> Each<1, 1> for Value<C> {
+    #[inline(always)]
+    fn apply<S: Lanes>(self, s: S, [x]: [S::F; 1]) -> [S::F; 1] {
+        [self.0.value(s, x)]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Slope<C>(C);
+
+impl<C: Curve> Each<2, 1> for Slope<C> {
+    #[inline(always)]
+    fn apply<S: Lanes>(self, s: S, [x, dy]: [S::F; 2]) -> [S::F; 1] {
+        [s.mul(self.0.slope(s, x), dy)]
+    }
+}

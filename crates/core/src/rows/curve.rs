@@ -1,0 +1,227 @@
+//! Activations as functions of one number, with their slopes.
+//!
+//! | name | `f(x)` | source |
+//! |---|---|---|
+//! | GELU | `x Φ(x)`, Φ the normal distribution | Hendrycks, Gimpel 2016, arXiv 1606.08415 |
+//! | GELU, tanh form | `x/2 (1 + tanh u) = x σ(2u)`, `u = √(2/π)(x + 0.044715 x³)` | the same |
+//! | SiLU | `x σ(x)` | the same; Elfwing et al. 2017, arXiv 1702.03118 |
+//! | ReLU, tanh | `max(x, 0)`, `tanh x` | |
+//!
+//! There is no branch on x. `Φ(-a) = e^{-a²/2} t P(t)` with `t = 1/(1 + 0.3 a)` for `a ≥ 0`: P is a polynomial of degree 7 with the least
+//! relative error (1.6e-7 before rounding), so that the tail, where 1 - erf would cancel, keeps its digits. Φ is within 2.5e-7.
+
+use crate::simd::Lanes;
+
+/// What is applied to each element after a linear map, or by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    None,
+    /// `x Φ(x)` with the normal distribution itself.
+    Gelu,
+    /// GELU with tanh in place of the normal distribution.
+    GeluTanh,
+    /// `x / (1 + e^-x)`, also called swish.
+    Silu,
+    /// `max(x, 0)`; its slope at 0 is 0.
+    Relu,
+    /// `tanh x`.
+    Tanh,
+}
+
+impl Activation {
+    /// Every activation.
+    pub const ALL: [Activation; 6] =
+        [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+
+    /// Its name in files of options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::None => "none",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Silu => "silu",
+            Activation::Relu => "relu",
+            Activation::Tanh => "tanh",
+        }
+    }
+}
+
+/// An activation as a type, chosen when the loop is compiled.
+pub(super) trait Curve: Copy + Sync {
+    /// `f(x)`.
+    fn value<S: Lanes>(self, s: S, x: S::F) -> S::F;
+    /// `f'(x)`.
+    fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F;
+}
+
+/// Runs the same expression for the type of every activation.
+macro_rules! each_curve {
+    ($activation:expr, $curve:ident => $body:expr) => {{
+        use $crate::rows::curve;
+        match $activation {
+            curve::Activation::None => {
+                let $curve = curve::Line;
+                $body
+            }
+            curve::Activation::Gelu => {
+                let $curve = curve::Gelu;
+                $body
+            }
+            curve::Activation::GeluTanh => {
+                let $curve = curve::GeluTanh;
+                $body
+            }
+            curve::Activation::Silu => {
+                let $curve = curve::Silu;
+                $body
+            }
+            curve::Activation::Relu => {
+                let $curve = curve::Relu;
+                $body
+            }
+            curve::Activation::Tanh => {
+                let $curve = curve::Tanh;
+                $body
+            }
+        }
+    }};
+}
+pub(super) use each_curve;
+
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+/// `√(2/π)` and `0.044715 √(2/π)`.
+const TANH_FORM: [f32; 2] = [0.797_884_6, 0.035_677_408];
+/// `1 / √(2π)`.
+const DENSITY: f32 = 0.398_942_3;
+/// P of the tail, constant first.
+const TAIL: [f32; 8] =
+    [0.119_632_006, 0.120_712_14, 0.100_175_91, 0.127_691_93, -0.052_034_374, 0.204_557_24, -0.156_158_75, 0.035_423_815];
+/// `t = 1 / (1 + TAIL_STEP · a)`.
+const TAIL_STEP: f32 = 0.3;
+
+#[derive(Clone, Copy)]
+pub(super) struct Line;
+#[derive(Clone, Copy)]
+pub(super) struct Gelu;
+#[derive(Clone, Copy)]
+pub(super) struct GeluTanh;
+#[derive(Clone, Copy)]
+pub(super) struct Silu;
+#[derive(Clone, Copy)]
+pub(super) struct Relu;
+#[derive(Clone, Copy)]
+pub(super) struct Tanh;
+
+impl Curve for Line {
+    #[inline(always)]
+    fn value<S: Lanes>(self, _: S, x: S::F) -> S::F {
+        x
+    }
+    #[inline(always)]
+    fn slope<S: Lanes>(self, s: S, _: S::F) -> S::F {
+        s.splat(1.0)
+    }
+}
+
+/// `Φ(-|x|)` and `e^{-x²/2}`.
+#[inline(always)]
+fn tail<S: Lanes>(s: S, x: S::F) -> [S::F; 2] {
+    // e^{-a²/2} is 0 from a = 14.5 on. Written so that what is not a number stays so.
+    let a = s.min(s.splat(16.0), s.max(x, s.sub(s.zero(), x)));
+    let bell = s.exp2(s.mul(s.mul(a, a), s.splat(-0.5 * LOG2_E)));
+    let t = s.reciprocal(s.mul_add(a, s.splat(TAIL_STEP), s.splat(1.0)));
+    let mut p = s.splat(TAIL[7]);
+    for c in TAIL[..7].iter().rev() {
+        p = s.mul_add(p, t, s.splat(*c));
+    }
+    [s.mul(s.mul(p, t), bell), bell]
+}
+
+/// `Φ(x)` from `Φ(-|x|)`.
+#[inline(always)]
+fn normal<S: Lanes>(s: S, x: S::F, tail: S::F) -> S::F {
+    s.select(s.greater(x, s.zero()), s.sub(s.splat(1.0), tail), tail)
+}
+
+impl Curve for Gelu {
+    #[inline(always)]
+    fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        let [tail, _] = tail(s, x);
+        s.mul(x, normal(s, x, tail))
+    }
+    /// `Φ(x) + x φ(x)`.
+    #[inline(always)]
+    fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        let [tail, bell] = tail(s, x);
+        // Where the bell is 0 a product with x must be, too.
+        let bounded = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
+        s.mul_add(s.mul(bounded, bell), s.splat(DENSITY), normal(s, x, tail))
+    }
+}
+
+/// `σ(x)`; the exponent is bounded so that its reciprocal stays a number.
+#[inline(always)]
+fn sigmoid<S: Lanes>(s: S, x: S::F) -> S::F {
+    let exponent = s.min(s.splat(125.0), s.mul(x, s.splat(-LOG2_E)));
+    s.reciprocal(s.add(s.splat(1.0), s.exp2(exponent)))
+}
+
+/// The slope of `x σ(y)`: `σ + x σ (1 - σ) y'`.
+#[inline(always)]
+fn gated_slope<S: Lanes>(s: S, x: S::F, gate: S::F, inner: S::F) -> S::F {
+    let bend = s.mul(gate, s.sub(s.splat(1.0), gate));
+    s.mul_add(s.mul(x, bend), inner, gate)
+}
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        let u = s.mul(x, s.mul_add(s.mul(x, x), s.splat(2.0 * TANH_FORM[1]), s.splat(2.0 * TANH_FORM[0])));
+        s.mul(x, sigmoid(s, u))
+    }
+    #[inline(always)]
+    fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        // σ is 0 or 1 in all bits beyond ±16, where the slope of the cubic would only overflow.
+        let x = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
+        let square = s.mul(x, x);
+        let u = s.mul(x, s.mul_add(square, s.splat(2.0 * TANH_FORM[1]), s.splat(2.0 * TANH_FORM[0])));
+        let inner = s.mul_add(square, s.splat(6.0 * TANH_FORM[1]), s.splat(2.0 * TANH_FORM[0]));
+        gated_slope(s, x, sigmoid(s, u), inner)
+    }
+}
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        s.mul(x, sigmoid(s, x))
+    }
+    #[inline(always)]
+    fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        gated_slope(s, x, sigmoid(s, x), s.splat(1.0))
+    }
+}
+
+impl Curve for Relu {
+    #[inline(always)]
+    fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        s.max(s.zero(), x)
+    }
+    #[inline(always)]
+    fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        s.keep(s.greater(x, s.zero()), s.splat(1.0))
+    }
+}
+
+impl Curve for Tanh {
+    #[inline(always)]
+    fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        s.tanh(x)
+    }
+    #[inline(always)]
+    fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        let y = s.tanh(x);
+        s.mul(s.sub(s.splat(1.0), y), s.add(s.splat(1.0), y))
+    }
+}

@@ -1,0 +1,102 @@
+//! Rows of a table by number: `y_i = table[id_i]`, table `[vocabulary, width]`, y `[rows, width]`.
+//! Backward: `dtable_v = Σ_{i: id_i = v} dy_i`, in the order of i whatever the threads; rows that no id names are zero.
+
+use super::id::Id;
+use super::matrix::{Matrix, MatrixMut, check_length};
+use super::sweep::{Sweep, blocks, load, store, sweep};
+use crate::simd::{Aligned, Lanes};
+use crate::view::{DisjointRows, Element};
+use crate::{Error, Par};
+use std::ops::Range;
+
+fn check_ids<I: Id>(ids: &[I], vocabulary: usize) -> Result<(), Error> {
+    for (row, id) in ids.iter().enumerate().map(|(row, id)| (row, id.to_i64())) {
+        if !(0..vocabulary as i64).contains(&id) {
+            return Err(Error::value("ids", format!("row {row} has id {id}, the vocabulary has {vocabulary} entries")));
+        }
+    }
+    Ok(())
+}
+
+/// `y_i = table[id_i]`.
+///
+/// # Errors
+/// If shapes differ, or an id is not in the table; its row is named.
+pub fn forward<T: Element, I: Id>(table: &Matrix<'_, T>, ids: &[I], y: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    let [vocabulary, width] = table.shape();
+    table.check([vocabulary, width], "table")?;
+    y.check([ids.len(), width], "y")?;
+    check_ids(ids, vocabulary)?;
+    let blocks = blocks([ids.len(), width]);
+    let work = Gather { table, ids, y: y.share(&blocks) };
+    sweep(&work, &blocks, ids.len() * width, par);
+    Ok(())
+}
+
+/// The gradient of the whole table.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward<T: Element, I: Id>(ids: &[I], dy: &Matrix<'_, T>, dtable: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    let [vocabulary, width] = dtable.shape();
+    check_length(dy.shape()[0], ids.len(), "dy")?;
+    dy.check([ids.len(), width], "dy")?;
+    check_ids(ids, vocabulary)?;
+    let mut order: Vec<(u64, usize)> = ids.iter().enumerate().map(|(row, id)| (id.to_i64() as u64, row)).collect();
+    order.sort_unstable();
+    let blocks = blocks([vocabulary, width]);
+    let work = Scatter { order: &order, dy, dtable: dtable.share(&blocks) };
+    sweep(&work, &blocks, (vocabulary + ids.len()) * width, par);
+    Ok(())
+}
+
+struct Gather<'a, T, I> {
+    table: &'a Matrix<'a, T>,
+    ids: &'a [I],
+    y: DisjointRows<'a, T>,
+}
+
+impl<T: Element, I: Id> Sweep for Gather<'_, T, I> {
+    #[inline(always)]
+    fn block<S: Lanes>(&self, _: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
+        let mut y = self.y.claim(0, 0, block);
+        for (i, id) in self.ids[rows].iter().enumerate() {
+            y.row(i).copy_from_slice(self.table.row(id.to_i64() as usize));
+        }
+    }
+}
+
+struct Scatter<'a, T> {
+    /// Ids with the rows that have them, sorted.
+    order: &'a [(u64, usize)],
+    dy: &'a Matrix<'a, T>,
+    dtable: DisjointRows<'a, T>,
+}
+
+impl<T: Element> Sweep for Scatter<'_, T> {
+    #[inline(always)]
+    fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, scratch: &mut Aligned<f32>) {
+        let mut dtable = self.dtable.claim(0, 0, block);
+        let sum = scratch.take(self.dy.shape()[1]);
+        let mut next = self.order.partition_point(|(id, _)| *id < rows.start as u64);
+        for (i, id) in rows.enumerate() {
+            let own = self.order[next..].iter().take_while(|(other, _)| *other == id as u64).count();
+            if own == 0 {
+                dtable.row(i).fill(T::default());
+                continue;
+            }
+            sum.fill(0.0);
+            for (_, row) in &self.order[next..next + own] {
+                let dy = self.dy.row(*row);
+                for at in (0..dy.len()).step_by(S::N) {
+                    store(s, sum, at, s.add(load(s, sum, at, 0.0), load(s, dy, at, 0.0)));
+                }
+            }
+            next += own;
+            let into = dtable.row(i);
+            for at in (0..into.len()).step_by(S::N) {
+                store(s, into, at, load(s, sum, at, 0.0));
+            }
+        }
+    }
+}

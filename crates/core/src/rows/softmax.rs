@@ -1,0 +1,164 @@
+//! Softmax over each row, and its logarithm, `[rows, columns]`:
+//! `y_j = e^(x_j - m) / Σ e^(x - m)` with m the largest of the row; `log y_j = x_j - m - ln Σ e^(x - m)`.
+//!
+//! Backward needs the output only: `dx = y (dy - Σ y dy)`; for the logarithm z, `dx = dz - e^z Σ dz`.
+//! Logits of -inf have no weight. A row of nothing but -inf has no weights at all: zeros, and -inf in the logarithm; so no gradient.
+
+use super::matrix::{Matrix, MatrixMut};
+use super::sweep::{Sweep, blocks, load, store, sweep};
+use crate::simd::{Aligned, Lanes};
+use crate::view::{DisjointRows, Element};
+use crate::{Error, Par};
+use std::ops::Range;
+
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+
+/// `y = softmax(x)`, row by row.
+///
+/// # Errors
+/// If the shapes differ, or the elements of a row of x are not neighbours.
+pub fn forward<T: Element>(x: &Matrix<'_, T>, y: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    normalise::<T, false>(x, y, par)
+}
+
+/// `dx` from `y` and `dy`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward<T: Element>(y: &Matrix<'_, T>, dy: &Matrix<'_, T>, dx: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    pull_back::<T, false>([("y", y), ("dy", dy)], dx, par)
+}
+
+/// `z = ln softmax(x)`, row by row.
+///
+/// # Errors
+/// As [`forward`].
+pub fn log_forward<T: Element>(x: &Matrix<'_, T>, z: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    normalise::<T, true>(x, z, par)
+}
+
+/// `dx` from `z = ln softmax(x)` and `dz`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn log_backward<T: Element>(z: &Matrix<'_, T>, dz: &Matrix<'_, T>, dx: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    pull_back::<T, true>([("z", z), ("dz", dz)], dx, par)
+}
+
+fn normalise<T: Element, const LOG: bool>(x: &Matrix<'_, T>, y: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
+    let shape = x.shape();
+    x.check(shape, "x")?;
+    y.check(shape, "y")?;
+    let blocks = blocks(shape);
+    let work = Normalise::<T, LOG> { x, y: y.share(&blocks) };
+    sweep(&work, &blocks, shape[0] * shape[1], par);
+    Ok(())
+}
+
+fn pull_back<T: Element, const LOG: bool>(
+    from: [(&'static str, &Matrix<'_, T>); 2],
+    dx: &mut MatrixMut<'_, T>,
+    par: Par,
+) -> Result<(), Error> {
+    let shape = from[0].1.shape();
+    for (tensor, matrix) in &from {
+        matrix.check(shape, tensor)?;
+    }
+    dx.check(shape, "dx")?;
+    let blocks = blocks(shape);
+    let work = PullBack::<T, LOG> { y: from[0].1, dy: from[1].1, dx: dx.share(&blocks) };
+    sweep(&work, &blocks, shape[0] * shape[1], par);
+    Ok(())
+}
+
+/// The largest of a row; -inf where there is none, not a number where one is not.
+#[inline(always)]
+pub(super) fn largest<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
+    let mut most = [s.splat(f32::NEG_INFINITY); 4];
+    for start in (0..row.len()).step_by(4 * S::N) {
+        for (c, most) in most.iter_mut().enumerate() {
+            let at = start + c * S::N;
+            if at < row.len() {
+                *most = s.max(*most, load(s, row, at, f32::NEG_INFINITY));
+            }
+        }
+    }
+    s.largest(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])))
+}
+
+/// What is subtracted from the logits of a row: its largest, or 0 where that is -inf.
+#[inline(always)]
+pub(super) fn offset(largest: f32) -> f32 {
+    if largest == f32::NEG_INFINITY { 0.0 } else { largest }
+}
+
+/// `e^(x - m)` of the lanes from `at` on.
+#[inline(always)]
+pub(super) fn weight<S: Lanes, T: Element>(s: S, row: &[T], at: usize, m: S::F) -> S::F {
+    s.exp2(s.mul(s.sub(load(s, row, at, f32::NEG_INFINITY), m), s.splat(LOG2_E)))
+}
+
+struct Normalise<'a, T, const LOG: bool> {
+    x: &'a Matrix<'a, T>,
+    y: DisjointRows<'a, T>,
+}
+
+impl<T: Element, const LOG: bool> Sweep for Normalise<'_, T, LOG> {
+    #[inline(always)]
+    fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, scratch: &mut Aligned<f32>) {
+        let mut claim = self.y.claim(0, 0, block);
+        let weights = scratch.take(self.x.shape()[1].next_multiple_of(S::N));
+        for (i, row) in rows.enumerate() {
+            let (from, into) = (self.x.row(row), claim.row(i));
+            let m = offset(largest(s, from));
+            let mut sum = s.zero();
+            for at in (0..from.len()).step_by(S::N) {
+                let e = weight(s, from, at, s.splat(m));
+                sum = s.add(sum, e);
+                s.store(&mut weights[at..], e);
+            }
+            let sum = s.sum(sum);
+            if LOG {
+                // In f64, so that a large m does not swallow the digits of ln Σ before they are subtracted.
+                let (m, ln) = (s.splat(m), s.splat(f64::from(sum).ln() as f32));
+                let none = s.splat(if sum == 0.0 { f32::NEG_INFINITY } else { 0.0 });
+                for at in (0..from.len()).step_by(S::N) {
+                    let z = s.sub(s.sub(load(s, from, at, 0.0), m), ln);
+                    store(s, into, at, s.select(s.equal(none, s.zero()), z, none));
+                }
+            } else {
+                let factor = s.splat(if sum == 0.0 { 0.0 } else { 1.0 / sum });
+                for at in (0..from.len()).step_by(S::N) {
+                    store(s, into, at, s.mul(s.load(&weights[at..]), factor));
+                }
+            }
+        }
+    }
+}
+
+struct PullBack<'a, T, const LOG: bool> {
+    y: &'a Matrix<'a, T>,
+    dy: &'a Matrix<'a, T>,
+    dx: DisjointRows<'a, T>,
+}
+
+impl<T: Element, const LOG: bool> Sweep for PullBack<'_, T, LOG> {
+    #[inline(always)]
+    fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
+        let mut claim = self.dx.claim(0, 0, block);
+        for (i, row) in rows.enumerate() {
+            let (y, dy, dx) = (self.y.row(row), self.dy.row(row), claim.row(i));
+            let mut sum = s.zero();
+            for at in (0..y.len()).step_by(S::N) {
+                let factor = if LOG { s.splat(1.0) } else { load(s, y, at, 0.0) };
+                sum = s.mul_add(factor, load(s, dy, at, 0.0), sum);
+            }
+            let sum = s.splat(s.sum(sum));
+            for at in (0..y.len()).step_by(S::N) {
+                let (y, dy) = (load(s, y, at, 0.0), load(s, dy, at, 0.0));
+                let slope = if LOG { s.sub(dy, s.mul(s.exp2(s.mul(y, s.splat(LOG2_E))), sum)) } else { s.mul(y, s.sub(dy, sum)) };
+                store(s, dx, at, slope);
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! How row operations walk: over blocks of rows that are a function of the shape alone, so that whatever is summed block by
+//! block has the same bits for any number of threads; and along a row in steps of a register.
+
+use super::matrix::{Matrix, MatrixMut};
+use crate::par::Jobs;
+use crate::simd::{Aligned, Lanes, Task, dispatch};
+use crate::view::{Claim, DisjointRows, Element};
+use crate::{Error, Par};
+use std::ops::Range;
+
+/// Elements of a block: some tens of kilobytes, which stay in the cache between two passes over a row.
+const BLOCK: usize = 16_384;
+/// The most lanes that a register of any level has.
+pub(super) const MOST_LANES: usize = 16;
+/// What an element costs, in the operations that [`Par::run`] counts.
+const COST: f64 = 16.0;
+
+/// Work on blocks of rows.
+pub(super) trait Sweep: Sync {
+    /// Does the block of this number. The scratch is the thread's own and holds whatever was left in it.
+    fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, scratch: &mut Aligned<f32>);
+}
+
+/// Blocks of a matrix of this shape.
+pub(super) fn blocks([rows, columns]: [usize; 2]) -> Vec<Range<usize>> {
+    pieces(rows, (BLOCK / columns.max(1)).max(1))
+}
+
+/// `0..end` in ranges of `size`, the last one shorter.
+pub(super) fn pieces(end: usize, size: usize) -> Vec<Range<usize>> {
+    (0..end).step_by(size).map(|start| start..end.min(start + size)).collect()
+}
+
+/// Does every block, on as many threads as `elements` are worth.
+pub(super) fn sweep(work: &impl Sweep, blocks: &[Range<usize>], elements: usize, par: Par) {
+    par.run(blocks.len(), elements as f64 * COST, |jobs| dispatch(par.level_in_use(), Worker { work, blocks, jobs }));
+}
+
+struct Worker<'a, W> {
+    work: &'a W,
+    blocks: &'a [Range<usize>],
+    jobs: &'a Jobs,
+}
+
+impl<W: Sweep> Task for Worker<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let mut scratch = Aligned::new();
+        while let Some(block) = self.jobs.take() {
+            self.work.block(s, block, self.blocks[block].clone(), &mut scratch);
+        }
+    }
+}
+
+/// The lanes of a row from `at` on; lanes past its end are `fill`.
+#[inline(always)]
+pub(super) fn load<S: Lanes, T: Element>(s: S, row: &[T], at: usize, fill: f32) -> S::F {
+    if at + S::N <= row.len() {
+        return T::load(s, &row[at..]);
+    }
+    let mut part = [T::from_f32(fill); MOST_LANES];
+    part[..row.len() - at].copy_from_slice(&row[at..]);
+    T::load(s, &part)
+}
+
+/// Writes the lanes to a row from `at` on, as far as it goes.
+#[inline(always)]
+pub(super) fn store<S: Lanes, T: Element>(s: S, row: &mut [T], at: usize, x: S::F) {
+    if at + S::N <= row.len() {
+        return T::store(s, &mut row[at..], x);
+    }
+    let mut part = [T::default(); MOST_LANES];
+    T::store(s, &mut part, x);
+    let length = row.len() - at;
+    row[at..].copy_from_slice(&part[..length]);
+}
+
+/// What becomes of elements at the same place of `I` matrices, written to `O` matrices.
+pub(super) trait Each<const I: usize, const O: usize>: Copy + Sync {
+    fn apply<S: Lanes>(self, s: S, x: [S::F; I]) -> [S::F; O];
+}
+
+/// Applies an operation to every element of matrices of one shape.
+pub(super) fn each<T: Element, E: Each<I, O>, const I: usize, const O: usize>(
+    operation: E,
+    from: [(&'static str, &Matrix<'_, T>); I],
+    into: [(&'static str, &mut MatrixMut<'_, T>); O],
+    par: Par,
+) -> Result<(), Error> {
+    let shape = from[0].1.shape();
+    for (tensor, matrix) in &from {
+        matrix.check(shape, tensor)?;
+    }
+    for (tensor, matrix) in &into {
+        matrix.check(shape, tensor)?;
+    }
+    let blocks = blocks(shape);
+    let work = EachElement { operation, from: from.map(|(_, matrix)| matrix), into: into.map(|(_, matrix)| matrix.share(&blocks)) };
+    sweep(&work, &blocks, shape[0] * shape[1], par);
+    Ok(())
+}
+
+struct EachElement<'a, T, E, const I: usize, const O: usize> {
+    operation: E,
+    from: [&'a Matrix<'a, T>; I],
+    into: [DisjointRows<'a, T>; O],
+}
+
+impl<T: Element, E: Each<I, O>, const I: usize, const O: usize> Sweep for EachElement<'_, T, E, I, O> {
+    #[inline(always)]
+    fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
+        let mut claims = self.into.each_ref().map(|rows| rows.claim(0, 0, block));
+        let mut from: [&[T]; I] = [&[]; I];
+        let mut together = true;
+        for (slice, matrix) in from.iter_mut().zip(self.from) {
+            *slice = matrix.together(rows.clone()).unwrap_or(&[]);
+            together &= !slice.is_empty();
+        }
+        for claim in &mut claims {
+            together &= claim.together().is_some();
+        }
+        if together {
+            return along::<S, T, E, I, O>(s, self.operation, from, &mut claims, Part::All);
+        }
+        for i in 0..rows.len() {
+            for (slice, matrix) in from.iter_mut().zip(self.from) {
+                *slice = matrix.row(rows.start + i);
+            }
+            along::<S, T, E, I, O>(s, self.operation, from, &mut claims, Part::Row(i));
+        }
+    }
+}
+
+/// What of a claim is written.
+#[derive(Clone, Copy)]
+enum Part {
+    All,
+    Row(usize),
+}
+
+#[inline(always)]
+fn along<S: Lanes, T: Element, E: Each<I, O>, const I: usize, const O: usize>(
+    s: S,
+    operation: E,
+    from: [&[T]; I],
+    claims: &mut [Claim<'_, T>; O],
+    part: Part,
+) {
+    let mut into = claims.each_mut().map(|claim| match part {
+        Part::All => claim.together().expect("asked before"),
+        Part::Row(i) => claim.row(i),
+    });
+    for at in (0..from[0].len()).step_by(S::N) {
+        let mut x = [s.zero(); I];
+        for (x, from) in x.iter_mut().zip(from) {
+            *x = load(s, from, at, 0.0);
+        }
+        for (y, into) in operation.apply(s, x).into_iter().zip(&mut into) {
+            store(s, into, at, y);
+        }
+    }
+}

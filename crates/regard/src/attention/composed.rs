@@ -1,0 +1,200 @@
+//! On every other device: blocks of queries, each a few tensor operations, under Burn's autodiff.
+//!
+//! The core checks the call and gives its plan as integers (a problem whose tensors are one zero, repeated), which are
+//! uploaded; visibility is then two comparisons per pair. Scores are computed in f32 (f64 for f64). Hidden scores are a
+//! large negative number rather than -inf, which WGSL need not know, and their weights are set to zero. The maximum of a
+//! row is taken as a constant; that changes no gradient. Keys that no query of a block sees are left out.
+
+use super::Attention;
+use crate::{Error, Tally};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use regard_core::{Dims, Intervals, Problem, Strided, View, alibi_slopes, exact};
+use std::ops::Range;
+
+/// Scores at or below this are hidden.
+const HIDDEN: f32 = -1e30;
+/// Scores in a block.
+const BLOCK: usize = 1 << 24;
+
+/// One zero in any shape: the core looks at shapes only.
+fn shape_only<'a>(x: &Tensor<4>, tensor: &'static str) -> Result<View<'a>, Error> {
+    Ok(Strided::new(&[0.0f32], 0, x.dims(), [0; 4], tensor)?.into())
+}
+
+fn shape_only_mask<'a>(x: &Tensor<4, Bool>) -> Result<Strided<'a, u8>, Error> {
+    Ok(Strided::new(&[1u8], 0, x.dims(), [0; 4], "mask")?)
+}
+
+pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
+    Tally::add(|tally| tally.composed += 1);
+    let mut inputs = how.rules.inputs([shape_only(&q, "q")?, shape_only(&k, "k")?, shape_only(&v, "v")?]);
+    if let Some(mask) = &how.mask {
+        inputs.sight = inputs.sight.mask(shape_only_mask(mask)?);
+    }
+    inputs.bias = how.bias.as_ref().map(|bias| shape_only(bias, "bias")).transpose()?;
+    let zeros = vec![0.0; how.key_bias.as_ref().map_or(0, |bias| bias.dims().iter().product())];
+    inputs.key_bias = how.key_bias.as_ref().map(|_| &zeros[..]);
+    let problem = how.rules.problem(&inputs)?;
+    let (dims, device, dtype) = (*problem.dims(), q.device(), q.dtype());
+    if [dims.batch, dims.queries, dims.keys].contains(&0) {
+        return Ok(Tensor::zeros([dims.batch, dims.heads, dims.queries, dims.dv], (&device, dtype)));
+    }
+    let call = Call::new(&problem, how, [q, k, v]);
+    let rows = (BLOCK / (dims.batch * dims.heads * dims.keys)).clamp(1, dims.queries);
+    let blocks = (0..dims.queries).step_by(rows).map(|start| call.block(start..dims.queries.min(start + rows)));
+    Ok(Tensor::cat(blocks.collect::<Result<Vec<_>, _>>()?, 2).cast(dtype))
+}
+
+/// Tensors and plan of a call, on the device.
+struct Call<'a> {
+    problem: &'a Problem<'a>,
+    dims: Dims,
+    device: Device,
+    /// Of scores.
+    dtype: DType,
+    qkv: [Tensor<4>; 3],
+    key_bias: Option<Tensor<5>>,
+    bias: Option<Tensor<4>>,
+    mask: Option<Tensor<4, Bool>>,
+    slopes: Option<Tensor<5>>,
+    intervals: Intervals,
+    plan: Plan,
+}
+
+/// [`Intervals`] uploaded: per query `[B, G, 1, N, 1]`, per key `[B, G, 1, 1, M]`.
+struct Plan {
+    query_sequence: Tensor<5, Int>,
+    query_position: Tensor<5, Int>,
+    key_sequence: Tensor<5, Int>,
+    key_position: Tensor<5, Int>,
+    first: Tensor<5, Int>,
+    last: Tensor<5, Int>,
+}
+
+impl Plan {
+    fn new(intervals: &Intervals, dims: &Dims, device: &Device) -> Self {
+        let upload = |values: &[i32], shape: [usize; 5]| Tensor::from_data(TensorData::new(values.to_vec(), shape), device);
+        let query = |values| upload(values, [dims.batch, dims.kv_heads, 1, dims.queries, 1]);
+        let key = |values| upload(values, [dims.batch, dims.kv_heads, 1, 1, dims.keys]);
+        Plan {
+            query_sequence: query(&intervals.query_sequence),
+            query_position: query(&intervals.query_position),
+            key_sequence: key(&intervals.key_sequence),
+            key_position: key(&intervals.key_position),
+            first: key(&intervals.first),
+            last: key(&intervals.last),
+        }
+    }
+}
+
+fn rows_of<const D: usize, K: Basic>(x: &Tensor<D, K>, dim: usize, range: &Range<usize>) -> Tensor<D, K> {
+    x.clone().narrow(dim, range.start, range.len())
+}
+
+impl<'a> Call<'a> {
+    fn new(problem: &'a Problem<'a>, how: &Attention, qkv: [Tensor<4>; 3]) -> Self {
+        let dims = *problem.dims();
+        let device = qkv[0].device();
+        let dtype = if qkv[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let intervals = Intervals::new(problem);
+        let per_key = [dims.batch, dims.kv_heads, 1, 1, dims.keys];
+        let slopes = || {
+            let slopes = TensorData::new(alibi_slopes(dims.heads), [1, dims.kv_heads, dims.group(), 1, 1]);
+            Tensor::<5>::from_data(slopes, &device).cast(dtype)
+        };
+        Call {
+            problem,
+            dims,
+            dtype,
+            qkv: qkv.map(|x| x.cast(dtype)),
+            key_bias: how.key_bias.clone().map(|bias| bias.cast(dtype).reshape(per_key)),
+            bias: how.bias.clone().map(|bias| bias.cast(dtype)),
+            mask: how.mask.clone(),
+            slopes: problem.has_alibi().then(slopes),
+            plan: Plan::new(&intervals, &dims, &device),
+            intervals,
+            device,
+        }
+    }
+
+    /// Attention of some query rows, `[B, H, rows, Dv]`.
+    fn block(&self, rows: Range<usize>) -> Result<Tensor<4>, Error> {
+        let Dims { batch, heads, kv_heads, dv, .. } = self.dims;
+        let seen = self.intervals.columns(rows.clone(), batch * kv_heads);
+        let columns = if seen.is_empty() { 0..1 } else { seen };
+        let scores = self.scores(&rows, &columns);
+        let hidden = scores.clone().lower_equal_elem(HIDDEN).bool_or(self.hidden(&rows, &columns).expand(scores.dims()));
+        let scores = scores.mask_fill(hidden.clone(), HIDDEN);
+        let maximum = scores.clone().detach().max_dim(4);
+        let weights = (scores - maximum).exp().mask_fill(hidden, 0.0);
+        let sum = weights.clone().sum_dim(4);
+        let nothing = sum.clone().equal_elem(0.0);
+        let weights = self.dropped(weights / sum.mask_fill(nothing, 1.0), &rows, &columns)?;
+        let stacked = [batch, kv_heads, self.dims.group() * rows.len(), columns.len()];
+        let o = weights.reshape(stacked).matmul(rows_of(&self.qkv[2], 2, &columns));
+        Ok(o.reshape([batch, heads, rows.len(), dv]))
+    }
+
+    /// `[B, G, H/G, rows, columns]`.
+    fn scores(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
+        let Dims { batch, kv_heads, dk, .. } = self.dims;
+        let group = self.dims.group();
+        let q = rows_of(&self.qkv[0], 2, rows).reshape([batch, kv_heads, group * rows.len(), dk]);
+        let products = q.matmul(rows_of(&self.qkv[1], 2, columns).swap_dims(2, 3)) * self.problem.scale();
+        let mut scores = products.reshape([batch, kv_heads, group, rows.len(), columns.len()]);
+        if let Some(cap) = self.problem.softcap() {
+            // Not a division: Burn's gradient of one takes the reciprocal in f32, whatever the dtype.
+            scores = (scores * (1.0 / f64::from(cap))).tanh() * cap;
+        }
+        if let Some(bias) = &self.key_bias {
+            scores = scores + rows_of(bias, 4, columns);
+        }
+        if let Some(bias) = &self.bias {
+            scores = scores + self.grouped(rows_of(&rows_of(bias, 2, rows), 3, columns));
+        }
+        if let Some(slopes) = &self.slopes {
+            let distance = rows_of(&self.plan.query_position, 3, rows) - rows_of(&self.plan.key_position, 4, columns);
+            scores = scores - distance.abs().float().cast(self.dtype) * slopes.clone();
+        }
+        scores
+    }
+
+    /// `[B|1, H|1, rows, columns]` with its heads in groups.
+    fn grouped<K: Basic>(&self, x: Tensor<4, K>) -> Tensor<5, K> {
+        let [batch, heads, rows, columns] = x.dims();
+        let [kv_heads, group] = if heads == self.dims.heads { [self.dims.kv_heads, self.dims.group()] } else { [1, 1] };
+        x.reshape([batch, kv_heads, group, rows, columns])
+    }
+
+    /// `[B|.., G, H/G|1, rows, columns]`, true where a query does not see a key.
+    fn hidden(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5, Bool> {
+        let query = |x: &Tensor<5, Int>| rows_of(x, 3, rows);
+        let key = |x: &Tensor<5, Int>| rows_of(x, 4, columns);
+        let plan = &self.plan;
+        let position = query(&plan.query_position);
+        let early = position.clone().lower(key(&plan.first));
+        let late = position.greater(key(&plan.last));
+        let strangers = query(&plan.query_sequence).not_equal(key(&plan.key_sequence));
+        let hidden = early.bool_or(late).bool_or(strangers);
+        let Some(mask) = &self.mask else { return hidden };
+        let Dims { batch, kv_heads, .. } = self.dims;
+        let all = [batch, kv_heads, self.dims.group(), rows.len(), columns.len()];
+        let masked = self.grouped(rows_of(&rows_of(mask, 2, rows), 3, columns)).bool_not();
+        hidden.expand(all).bool_or(masked.expand(all))
+    }
+
+    /// Weights after dropout.
+    fn dropped(&self, weights: Tensor<5>, rows: &Range<usize>, columns: &Range<usize>) -> Result<Tensor<5>, Error> {
+        if self.problem.dropout().is_none() {
+            return Ok(weights);
+        }
+        let Dims { batch, heads, .. } = self.dims;
+        let mut factors = Vec::with_capacity(batch * heads * rows.len() * columns.len());
+        for at in (0..batch).flat_map(|b| (0..heads).map(move |h| [b, h])) {
+            factors.extend(exact::dropout_weights(self.problem, at, rows.clone(), columns.clone())?);
+        }
+        let factors = Tensor::<5>::from_data(TensorData::new(factors, weights.dims()), &self.device);
+        Ok(weights * factors.cast(self.dtype))
+    }
+}

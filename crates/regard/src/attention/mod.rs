@@ -1,0 +1,194 @@
+//! Attention of tensors: `o_i = Σ_j softmax_j(s_ij) v_j`, `s = cap(scale · q·k) + key_bias + bias + ALiBi` over visible keys.
+//!
+//! q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, o `[B,H,N,Dv]`; H is a multiple of G, query head h reads kv head
+//! `h / (H/G)`. A query that sees no key gives zeros. Vaswani et al. 2017; kernels as in `regard-core`.
+
+mod composed;
+mod fused;
+mod rules;
+
+use crate::{Error, door};
+use burn::tensor::{Bool, Tensor};
+use regard_core::mechanism::Mechanism;
+use regard_core::{Alignment, Dropout};
+use rules::Rules;
+use std::sync::Arc;
+
+/// How to attend: which keys a query sees, how a score is made, by which mechanism.
+///
+/// ```
+/// use regard::Attention;
+/// let recent = Attention::causal().window(256).sinks(4); // the 256 most recent keys and the first four
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Attention {
+    rules: Arc<Rules>,
+    key_bias: Option<Tensor<3>>,
+    bias: Option<Tensor<4>>,
+    mask: Option<Tensor<4, Bool>>,
+    unfused: bool,
+}
+
+impl Attention {
+    /// Every query sees every key.
+    pub fn full() -> Self {
+        Self::default()
+    }
+
+    /// A query sees keys at positions up to its own.
+    pub fn causal() -> Self {
+        Self::default().with(|rules| rules.causal = true)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Rules)) -> Self {
+        change(Arc::make_mut(&mut self.rules));
+        self
+    }
+
+    /// Another mechanism than exact attention, with its own options in place of the ones here.
+    #[must_use]
+    pub fn mechanism(self, mechanism: impl Into<Mechanism>) -> Self {
+        self.with(|rules| rules.mechanism = Some(mechanism.into()))
+    }
+
+    /// The `keys` most recent positions, a query's own included; without causal also as many ahead. At least 1.
+    #[must_use]
+    pub fn window(self, keys: usize) -> Self {
+        self.with(|rules| rules.window = Some(keys))
+    }
+
+    /// `|reach|` to the left and to the right of a query's own position, both inclusive; `None` is unlimited.
+    #[must_use]
+    pub fn reach(self, left: Option<usize>, right: Option<usize>) -> Self {
+        self.with(|rules| (rules.exact.window_left, rules.exact.window_right) = (left, right))
+    }
+
+    /// Keys `j < sinks` are excepted from the left reach of a window.
+    #[must_use]
+    pub fn sinks(self, sinks: usize) -> Self {
+        self.with(|rules| rules.exact.sinks = sinks)
+    }
+
+    /// Where queries stand when N ≠ M.
+    #[must_use]
+    pub fn alignment(self, alignment: Alignment) -> Self {
+        self.with(|rules| rules.exact.alignment = alignment)
+    }
+
+    /// Lifetimes `[B, G, M]`, row-major: key `j` is hidden from queries at positions `>= until_j`; M and more is for ever.
+    #[must_use]
+    pub fn until(self, until: impl Into<Arc<[i64]>>) -> Self {
+        self.with(|rules| rules.until = Some(until.into()))
+    }
+
+    /// Valid keys per batch row, `[B]`.
+    #[must_use]
+    pub fn lengths(self, lengths: impl Into<Arc<[usize]>>) -> Self {
+        self.with(|rules| rules.lengths = Some(lengths.into()))
+    }
+
+    /// Valid queries per batch row, `[B]`; without it the key lengths if `N = M`, else `N`. Rows behind give zeros.
+    #[must_use]
+    pub fn lengths_q(self, lengths: impl Into<Arc<[usize]>>) -> Self {
+        self.with(|rules| rules.lengths_q = Some(lengths.into()))
+    }
+
+    /// Packed sequences (`B = 1`): sequence `s` has queries `queries[s]..queries[s+1]` and keys `keys[s]..keys[s+1]`.
+    #[must_use]
+    pub fn offsets(self, queries: impl Into<Arc<[usize]>>, keys: impl Into<Arc<[usize]>>) -> Self {
+        self.with(|rules| rules.offsets = Some([queries.into(), keys.into()]))
+    }
+
+    /// Ragged caches: `[B, G]` pairs (start, count) of valid keys along M.
+    #[must_use]
+    pub fn key_spans(self, spans: impl Into<Arc<[[usize; 2]]>>) -> Self {
+        self.with(|rules| rules.spans = Some(spans.into()))
+    }
+
+    /// Positions that rules compare instead of indices: queries `[B, N]`, keys `[B, G, M]`, row-major.
+    #[must_use]
+    pub fn positions(self, queries: impl Into<Arc<[i64]>>, keys: impl Into<Arc<[i64]>>) -> Self {
+        self.with(|rules| rules.positions = Some([queries.into(), keys.into()]))
+    }
+
+    /// The factor on `q·k`; `1/√Dk` without it.
+    #[must_use]
+    pub fn scale(self, scale: f32) -> Self {
+        self.with(|rules| rules.exact.scale = Some(scale))
+    }
+
+    /// `cap·tanh(s/cap)`, before biases.
+    #[must_use]
+    pub fn softcap(self, cap: f32) -> Self {
+        self.with(|rules| rules.exact.softcap = Some(cap))
+    }
+
+    /// `-slope_h · |p(i) - j|`, Press et al. 2022.
+    #[must_use]
+    pub fn alibi(self) -> Self {
+        self.with(|rules| rules.exact.alibi = true)
+    }
+
+    /// Dropout on the weights, a function of (seed, step, batch row or sequence, head, query, key) alone. It acts whenever
+    /// it is set: leave it out at inference.
+    #[must_use]
+    pub fn dropout(self, dropout: Dropout) -> Self {
+        self.with(|rules| rules.set_dropout(dropout))
+    }
+
+    /// Added to every score of a key, `[B, G, M]`; -inf hides it. It may be tracked.
+    #[must_use]
+    pub fn key_bias(self, bias: Tensor<3>) -> Self {
+        Attention { key_bias: Some(bias), ..self }
+    }
+
+    /// Added to single scores, `[B|1, H|1, N, M]`; -inf hides. It may be tracked.
+    #[must_use]
+    pub fn bias(self, bias: Tensor<4>) -> Self {
+        Attention { bias: Some(bias), ..self }
+    }
+
+    /// `[B|1, H|1, N, M]`, true = may attend. (The masks of `burn::nn::attention` say the opposite.)
+    #[must_use]
+    pub fn mask(self, mask: Tensor<4, Bool>) -> Self {
+        Attention { mask: Some(mask), ..self }
+    }
+
+    /// Tensor operations even where there is a fused kernel: slower, N×M memory under autodiff, an independent gradient.
+    #[must_use]
+    pub fn unfused(self) -> Self {
+        Attention { unfused: true, ..self }
+    }
+
+    fn check(&self, [q, k, v]: [&Tensor<4>; 3]) -> Result<(), Error> {
+        door::plain_float(q, "q")?;
+        for (tensor, x) in [("k", k), ("v", v)] {
+            door::same_device(q, tensor, x)?;
+            door::same_dtype(q, ("q", tensor), x)?;
+        }
+        if let Some(bias) = &self.bias {
+            door::same_device(q, "bias", bias)?;
+            door::plain_float(bias, "bias")?;
+        }
+        if let Some(bias) = &self.key_bias {
+            door::same_device(q, "key_bias", bias)?;
+            door::plain_float(bias, "key_bias")?;
+            let [batch, heads, keys, _] = k.dims();
+            door::expect("key_bias", &bias.dims(), &[batch, heads, keys])?;
+        }
+        self.mask.as_ref().map_or(Ok(()), |mask| door::same_place(q, "mask", mask))
+    }
+}
+
+/// Attention of `q [B,H,N,Dk]` over `k [B,G,M,Dk]`, `v [B,G,M,Dv]`: `o [B,H,N,Dv]` of q's dtype and device.
+///
+/// On Burn's CPU device, in f32, bf16 and f16, the fused kernels run on the tensors where they stand, whatever their
+/// strides, and gradients are computed for tracked tensors only. On other devices and in f64 it is made of tensor
+/// operations in blocks of queries, under Burn's autodiff. There a value of a hidden key that is not finite spreads.
+///
+/// # Errors
+/// The first thing that does not fit, with its numbers: shapes, dtypes, devices, options.
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attention) -> Result<Tensor<4>, Error> {
+    how.check([&q, &k, &v])?;
+    if door::has_kernels(&q) && !how.unfused { fused::attention([q, k, v], how) } else { composed::attention([q, k, v], how) }
+}

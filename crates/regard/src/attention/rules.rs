@@ -1,0 +1,83 @@
+//! What is known of a call without its tensors, kept on the host: visibility, options, the mechanism.
+
+use crate::Error;
+use regard_core::mechanism::{Exact, Inputs, Mechanism, Pass};
+use regard_core::{Dropout, Problem, Sight, View};
+use std::sync::Arc;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rules {
+    pub(super) causal: bool,
+    /// Options of exact attention; they must be the defaults where another mechanism is chosen.
+    pub(super) exact: Exact,
+    pub(super) window: Option<usize>,
+    pub(super) mechanism: Option<Mechanism>,
+    pub(super) until: Option<Arc<[i64]>>,
+    pub(super) lengths: Option<Arc<[usize]>>,
+    pub(super) lengths_q: Option<Arc<[usize]>>,
+    pub(super) offsets: Option<[Arc<[usize]>; 2]>,
+    pub(super) spans: Option<Arc<[[usize; 2]]>>,
+    pub(super) positions: Option<[Arc<[i64]>; 2]>,
+    pass: Pass,
+}
+
+impl Rules {
+    pub(super) fn set_dropout(&mut self, dropout: Dropout) {
+        self.exact.dropout = dropout.probability;
+        self.pass = Pass { training: true, seed: dropout.seed, step: dropout.step };
+    }
+
+    pub(super) fn pass(&self) -> Pass {
+        self.pass
+    }
+
+    /// The mechanism with its options.
+    ///
+    /// # Errors
+    /// If options of exact attention stand beside another mechanism, or a window is empty.
+    pub(super) fn mechanism(&self) -> Result<Mechanism, Error> {
+        let mut exact = self.exact.clone();
+        if let Some(keys) = self.window {
+            let message = || "0 keys: a window has at least 1".to_owned();
+            let reach = keys.checked_sub(1).ok_or_else(|| regard_core::Error::Value { name: "window", message: message() })?;
+            (exact.window_left, exact.window_right) = (Some(reach), Some(reach));
+        }
+        match &self.mechanism {
+            None => Ok(exact.into()),
+            Some(chosen) if exact == Exact::default() => Ok(chosen.clone()),
+            Some(chosen) => {
+                let message = format!("options of exact attention are set beside the mechanism {}, which has its own", chosen.about().name);
+                Err(regard_core::Error::Combination(message).into())
+            }
+        }
+    }
+
+    /// q, k, v with the rules about positions.
+    pub(super) fn inputs<'a>(&'a self, [q, k, v]: [View<'a>; 3]) -> Inputs<'a> {
+        let mut sight = if self.causal { Sight::causal() } else { Sight::full() };
+        if let Some(lengths) = &self.lengths {
+            sight = sight.lengths(lengths);
+        }
+        if let Some(lengths) = &self.lengths_q {
+            sight = sight.lengths_q(lengths);
+        }
+        if let Some([queries, keys]) = &self.offsets {
+            sight = sight.offsets(queries, keys);
+        }
+        if let Some(spans) = &self.spans {
+            sight = sight.key_spans(spans);
+        }
+        if let Some([queries, keys]) = &self.positions {
+            sight = sight.positions(queries, keys);
+        }
+        Inputs { until: self.until.as_deref(), ..Inputs::new(q, k, v, sight) }
+    }
+
+    /// The exact problem that the mechanism comes to on these inputs.
+    ///
+    /// # Errors
+    /// If something does not fit.
+    pub(super) fn problem<'a>(&self, inputs: &Inputs<'a>) -> Result<Problem<'a>, Error> {
+        Ok(self.mechanism()?.problem(inputs, self.pass)?)
+    }
+}

@@ -1,0 +1,48 @@
+//! Attention on a GPU through wgpu, in f32: tensor operations in blocks, against the definition. Mesa's software Vulkan
+//! (Debian: mesa-vulkan-drivers) is enough.
+#![cfg(feature = "wgpu")]
+
+mod common;
+
+use burn::tensor::{DType, Device, Tensor};
+use common::{Layout, Random, draws, values};
+use regard::{Attention, Tally, attention};
+use regard_core::oracle::Storage;
+
+fn device() -> Device {
+    Device::wgpu(Default::default()).autodiff()
+}
+
+#[test]
+fn values_and_gradients_keep_the_budget() {
+    draws(1..121, &[Storage::F32], |case, judge| {
+        let layout = Layout::ALL[case.seed as usize % 4];
+        let before = Tally::read();
+        let outcome = case.on(&device(), layout).run();
+        assert_eq!((Tally::read() - before).composed, 1);
+        judge.check(&outcome, &format!("wgpu, {layout:?}"))
+    });
+}
+
+#[test]
+fn expanded_views_sum_their_gradients() {
+    let random = &mut Random::new(11);
+    let [q, k, v] = [(); 3].map(|()| random.normals(Storage::F32, 9 * 8));
+    let leaf = |values: &[f64], device: &Device| common::tensor(values, [1, 1, 9, 8], DType::F32, device).require_grad();
+    let run = |device: &Device| {
+        let (q, k, v) = (leaf(&q, device), leaf(&k, device), leaf(&v, device));
+        let expanded = |x: &Tensor<4>, heads: usize| x.clone().expand([3, heads, 9, 8]);
+        let o = attention(expanded(&q, 4), expanded(&k, 2), expanded(&v, 2), &Attention::causal()).expect("it fits");
+        let gradients = (o.clone() * o).sum().backward();
+        [&q, &k, &v].map(|x| values(x.grad(&gradients).expect("a gradient")))
+    };
+    let (here, there) = (run(&device()), run(&Device::flex().autodiff()));
+    here.iter().flatten().zip(there.iter().flatten()).for_each(|(x, y)| assert!((x - y).abs() <= 1e-4 * (1.0 + y.abs()), "{x} {y}"));
+}
+
+#[test]
+fn tensors_on_two_devices_are_refused() {
+    let (here, there) = (Tensor::<4>::zeros([1, 1, 2, 4], &device()), Tensor::<4>::zeros([1, 1, 2, 4], &Device::flex()));
+    let error = attention(here.clone(), there, here, &Attention::full()).expect_err("it was taken");
+    assert!(error.to_string().starts_with("k is on "), "{error}");
+}
