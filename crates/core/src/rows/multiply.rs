@@ -8,7 +8,7 @@
 //! Blocks and steps of k are a function of the shapes, and a sum runs over k in order: the same bits for any number of threads.
 
 use super::matrix::Matrix;
-use super::sweep::pieces;
+use super::sweep::{load, pieces};
 use crate::Par;
 use crate::par::Jobs;
 use crate::simd::{Aligned, Along, Lanes, Rows, Task, dispatch, product};
@@ -25,6 +25,8 @@ const JOBS: usize = 16;
 const STEPS: usize = 256;
 /// Registers in a row of the tile.
 const C: usize = 2;
+/// With so many rows or fewer a product is bound by reading B, which is then read once and where it stands.
+const FEW: usize = 4;
 
 /// What is done to a finished block of C.
 pub(super) trait Finish: Sync {
@@ -119,6 +121,10 @@ impl<A: Element, B: Element, F: Finish> Worker<'_, A, B, F> {
         let k = self.a.shape()[1];
         let c = scratch.c.take(m * n);
         c.fill(0.0);
+        if self.are_few() {
+            s.vectorize(FewRows { work: self, block, c, n });
+            return self.finish.finish(s, block, c, n);
+        }
         let size = k.div_ceil(k.div_ceil(STEPS).max(1)).max(1);
         for start in (0..k).step_by(size) {
             let steps = start..k.min(start + size);
@@ -135,6 +141,49 @@ impl<A: Element, B: Element, F: Finish> Worker<'_, A, B, F> {
             s.vectorize(AddStep::<R> { a: Rows::new(a, stride), b, c, n, steps: steps.len() });
         }
         self.finish.finish(s, block, c, n);
+    }
+}
+
+impl<A: Element, B: Element, F> Worker<'_, A, B, F> {
+    /// Whether few rows meet columns whose elements are neighbours.
+    fn are_few(&self) -> bool {
+        self.a.shape()[0] <= FEW && self.a.strides()[1] == 1 && self.b.strides()[0] == 1
+    }
+}
+
+/// `c = a·b`, one dot product at a time.
+struct FewRows<'a, 'w, A, B, F> {
+    work: &'a Worker<'w, A, B, F>,
+    block: &'a Block,
+    c: &'a mut [f32],
+    n: usize,
+}
+
+impl<A: Element, B: Element, F> Task for FewRows<'_, '_, A, B, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let k = self.work.a.shape()[1];
+        let mut a: [&[A]; FEW] = [&[]; FEW];
+        for (a, row) in a.iter_mut().zip(self.block.rows.clone()) {
+            *a = &self.work.a.tail(row, 0)[..k];
+        }
+        for (i, column) in self.block.columns.clone().enumerate() {
+            let b = &self.work.b.tail(0, column)[..k];
+            for (r, a) in a.iter().enumerate().take(self.block.rows.len()) {
+                let mut sums = [s.zero(); 4];
+                for start in (0..k).step_by(4 * S::N) {
+                    for (c, sum) in sums.iter_mut().enumerate() {
+                        let at = start + c * S::N;
+                        if at < k {
+                            *sum = s.mul_add(load(s, a, at, 0.0), load(s, b, at, 0.0), *sum);
+                        }
+                    }
+                }
+                self.c[r * self.n + i] = s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
+            }
+        }
     }
 }
 

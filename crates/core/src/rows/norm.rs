@@ -81,13 +81,14 @@ impl<'a, T: Element> Norm<'a, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, x: &[T], y: &mut [T]) {
         let moments = self.moments(s, x);
+        let (weight, y) = (&self.weight[..x.len()], &mut y[..x.len()]);
         for at in (0..x.len()).step_by(S::N) {
             let unit = Self::unit(s, x, at, moments);
             let bias = match self.bias {
                 Some(bias) => load(s, bias, at, 0.0),
                 None => s.zero(),
             };
-            store(s, y, at, s.mul_add(unit, load(s, self.weight, at, 0.0), bias));
+            store(s, y, at, s.mul_add(unit, load(s, weight, at, 0.0), bias));
         }
     }
 }
@@ -254,13 +255,16 @@ impl<T: Element> Sweep for Backward<'_, T> {
 impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut Claim<'_, f32>) {
-        let (norm, x, dy) = (self.norm, self.x.row(row), self.dy.row(row));
+        let (norm, x) = (self.norm, self.x.row(row));
+        // One length, known to be one: a single comparison per step then stands for all loads and stores.
+        let (dy, weight, dx) = (&self.dy.row(row)[..x.len()], &norm.weight[..x.len()], &mut dx[..x.len()]);
         let moments = norm.moments(s, x);
         let (dweight, dbias) = sums.row(0).split_at_mut(x.len());
+        let dbias = &mut dbias[..x.len()];
         let (mut plain, mut along) = (s.zero(), s.zero());
         for at in (0..x.len()).step_by(S::N) {
             let (unit, dy) = (Norm::unit(s, x, at, moments), load(s, dy, at, 0.0));
-            let g = s.mul(dy, load(s, norm.weight, at, 0.0));
+            let g = s.mul(dy, load(s, weight, at, 0.0));
             plain = s.add(plain, g);
             along = s.mul_add(g, unit, along);
             store(s, dweight, at, s.mul_add(dy, unit, load(s, dweight, at, 0.0)));
@@ -271,7 +275,7 @@ impl<T: Element> Backward<'_, T> {
         let along = s.splat(s.sum(along) / width);
         for at in (0..x.len()).step_by(S::N) {
             let unit = Norm::unit(s, x, at, moments);
-            let g = s.mul(load(s, dy, at, 0.0), load(s, norm.weight, at, 0.0));
+            let g = s.mul(load(s, dy, at, 0.0), load(s, weight, at, 0.0));
             let inner = s.sub(s.sub(g, plain), s.mul(unit, along));
             let passed = match &self.dsum {
                 Some(dsum) => load(s, dsum.row(row), at, 0.0),

@@ -39,6 +39,18 @@ impl Avx512 {
     }
 }
 
+/// Sixteen-bit lanes 1, 3, … 31, each index in a lane of its own; the upper half of the register is not used.
+const UPPER_HALVES: __m512i = {
+    let mut lanes = [0u16; 32];
+    let mut i = 0;
+    while i < 16 {
+        lanes[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    // SAFETY: both are 64 bytes that may hold anything.
+    unsafe { std::mem::transmute(lanes) }
+};
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
 fn inside<T: Task>(s: Avx512, task: T) -> T::Output {
     task.run::<Avx512, 8>(s)
@@ -240,9 +252,9 @@ impl Lanes for Avx512 {
         let rounded = proven!(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))));
         let quiet = proven!(_mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000)));
         let nan = proven!(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x));
-        let upper = proven!(_mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet)));
+        let halves = proven!(_mm512_permutexvar_epi16(UPPER_HALVES, _mm512_mask_mov_epi32(rounded, nan, quiet)));
         // SAFETY: the slice has sixteen elements of two bytes.
-        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(upper)) }
+        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_castsi512_si256(halves)) }
     }
     #[inline(always)]
     fn store_f16(self, into: &mut [f16], x: __m512) {
