@@ -55,8 +55,8 @@ impl<'a, T: Element> Norm<'a, T> {
         let width = row.len() as f32;
         let mean = if self.centred { total(s, row) / width } else { 0.0 };
         let middle = s.splat(mean);
-        let mut sums = [s.zero(); 2];
-        for start in (0..row.len()).step_by(2 * S::N) {
+        let mut sums = [s.zero(); 4];
+        for start in (0..row.len()).step_by(4 * S::N) {
             for (c, sum) in sums.iter_mut().enumerate() {
                 let at = start + c * S::N;
                 if at < row.len() {
@@ -68,7 +68,7 @@ impl<'a, T: Element> Norm<'a, T> {
         // Lanes past the end were filled with the mean rounded to the storage type; take their squares out again.
         let spare = row.len().next_multiple_of(S::N) - row.len();
         let off = T::from_f32(mean).to_f32() - mean;
-        let square = s.sum(s.add(sums[0], sums[1])) - spare as f32 * off * off;
+        let square = all(s, sums) - spare as f32 * off * off;
         [mean, 1.0 / (square / width + self.epsilon).sqrt()]
     }
 
@@ -95,8 +95,8 @@ impl<'a, T: Element> Norm<'a, T> {
 
 #[inline(always)]
 fn total<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
-    let mut sums = [s.zero(); 2];
-    for start in (0..row.len()).step_by(2 * S::N) {
+    let mut sums = [s.zero(); 4];
+    for start in (0..row.len()).step_by(4 * S::N) {
         for (c, sum) in sums.iter_mut().enumerate() {
             let at = start + c * S::N;
             if at < row.len() {
@@ -104,7 +104,13 @@ fn total<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
             }
         }
     }
-    s.sum(s.add(sums[0], sums[1]))
+    all(s, sums)
+}
+
+/// The sum of four registers.
+#[inline(always)]
+fn all<S: Lanes>(s: S, x: [S::F; 4]) -> f32 {
+    s.sum(s.add(s.add(x[0], x[1]), s.add(x[2], x[3])))
 }
 
 /// `y = norm(x)`.
