@@ -513,7 +513,7 @@ fn at_every_level(operation: impl Fn(&Matrix<'_, f32>, &mut MatrixMut<'_, f32>, 
         operation(&matrix(x, shape), &mut out(&mut y, shape), Par::serial().level(level)).unwrap();
         y
     };
-    levels().into_iter().map(one).collect()
+    levels().map(one).collect()
 }
 
 const EXTREMES: [f32; 9] = [1e4, -1e4, 1e-30, -1e-30, 0.0, 88.0, -88.0, 1e15, -1e15];

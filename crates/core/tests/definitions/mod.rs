@@ -352,6 +352,10 @@ impl Define for Norm {
     fn name(&self) -> String {
         format!("norm, centred {}", self.centred)
     }
+    /// A mean far from 0, which 16 bits do not hold.
+    fn input(&self, index: usize, x: f64) -> f64 {
+        if index == 0 && self.centred { x + 30.0 } else { x }
+    }
     fn define<R: Real>(&self, x: &[Array<R>]) -> Vec<Array<R>> {
         let (units, _) = self.units(&x[0]);
         let bias = |c| if self.centred { x[2].at(0, c) } else { R::default() };
@@ -362,6 +366,10 @@ impl Define for Norm {
 impl Define for NormBack {
     fn name(&self) -> String {
         format!("norm backward, centred {}", self.0.centred)
+    }
+    /// A mean far from 0, which 16 bits do not hold.
+    fn input(&self, index: usize, x: f64) -> f64 {
+        if index == 0 && self.0.centred { x + 30.0 } else { x }
     }
     fn define<R: Real>(&self, x: &[Array<R>]) -> Vec<Array<R>> {
         let [sum, dy, dsum, weight] = [0, 1, 2, 3].map(|i| &x[i]);
