@@ -128,8 +128,7 @@ impl Curve for Line {
 /// `Φ(-|x|)` and `e^{-x²/2}`.
 #[inline(always)]
 fn tail<S: Lanes>(s: S, x: S::F) -> [S::F; 2] {
-    // e^{-a²/2} is 0 from a = 14.5 on. Written so that what is not a number stays so.
-    let a = s.min(s.splat(16.0), s.max(x, s.sub(s.zero(), x)));
+    let a = s.abs(x);
     let bell = s.exp2(s.mul(s.mul(a, a), s.splat(-0.5 * LOG2_E)));
     let t = s.reciprocal(s.mul_add(a, s.splat(TAIL_STEP), s.splat(1.0)));
     let mut p = s.splat(TAIL[7]);
@@ -146,18 +145,17 @@ fn normal<S: Lanes>(s: S, x: S::F, tail: S::F) -> S::F {
 }
 
 impl Curve for Gelu {
+    /// `x Φ(x) = max(x, 0) - |x| Φ(-|x|)`.
     #[inline(always)]
     fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
         let [tail, _] = tail(s, x);
-        s.mul(x, normal(s, x, tail))
+        s.sub(s.max(s.zero(), x), s.mul(s.abs(x), tail))
     }
     /// `Φ(x) + x φ(x)`.
     #[inline(always)]
     fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
         let [tail, bell] = tail(s, x);
-        // Where the bell is 0 a product with x must be, too.
-        let bounded = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
-        s.mul_add(s.mul(bounded, bell), s.splat(DENSITY), normal(s, x, tail))
+        s.mul_add(s.mul(x, bell), s.splat(DENSITY), normal(s, x, tail))
     }
 }
 

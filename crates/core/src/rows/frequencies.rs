@@ -163,7 +163,7 @@ impl Rotary {
     }
 
     fn check(&self) -> Result<(), Error> {
-        if self.dims == 0 || self.dims % 2 != 0 {
+        if self.dims == 0 || !self.dims.is_multiple_of(2) {
             return Err(Error::value("dims", format!("{} rotary dims do not form pairs", self.dims)));
         }
         let above = |name, x: f64, least: f64| {

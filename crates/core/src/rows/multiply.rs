@@ -8,11 +8,12 @@
 //! Blocks and steps of k are a function of the shapes, and a sum runs over k in order: the same bits for any number of threads.
 
 use super::matrix::Matrix;
-use super::sweep::pieces;
+use super::sweep::{load, pieces};
 use crate::Par;
 use crate::par::Jobs;
 use crate::simd::{Aligned, Along, Lanes, Rows, Task, dispatch, product};
 use crate::view::Element;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Rows, columns of a block of C at most.
@@ -25,6 +26,8 @@ const JOBS: usize = 16;
 const STEPS: usize = 256;
 /// Registers in a row of the tile.
 const C: usize = 2;
+/// With so many rows or fewer a product is bound by reading B, which is then read once and where it stands.
+const FEW: usize = 4;
 
 /// What is done to a finished block of C.
 pub(super) trait Finish: Sync {
@@ -80,8 +83,13 @@ pub(super) fn multiply<A: Element, B: Element>(a: &Matrix<'_, A>, b: &Matrix<'_,
     let n = b.shape()[1];
     let flops = 2.0 * m as f64 * k as f64 * n as f64;
     par.run(grid.rows.len() * grid.columns.len(), flops, |jobs| {
-        dispatch(par.level_in_use(), Worker { a, b, grid, finish, jobs });
+        SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { a, b, grid, finish, jobs, scratch }));
     });
+}
+
+thread_local! {
+    /// Kept from call to call: fresh pages would cost a small product a tenth of its time.
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { a: Aligned::new(), b: Aligned::new(), c: Aligned::new() }) };
 }
 
 struct Worker<'a, A, B, F> {
@@ -90,9 +98,9 @@ struct Worker<'a, A, B, F> {
     grid: &'a Grid,
     finish: &'a F,
     jobs: &'a Jobs,
+    scratch: &'a mut Scratch,
 }
 
-#[derive(Default)]
 struct Scratch {
     a: Aligned<f32>,
     b: Aligned<f32>,
@@ -104,14 +112,22 @@ impl<A: Element, B: Element, F: Finish> Task for Worker<'_, A, B, F> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let mut scratch = Scratch::default();
-        while let Some(job) = self.jobs.take() {
-            self.block::<S, R>(s, &self.grid.block(job), &mut scratch);
+        let Worker { a, b, grid, finish, jobs, scratch } = self;
+        let work = Blocks { a, b, finish };
+        while let Some(job) = jobs.take() {
+            work.block::<S, R>(s, &grid.block(job), scratch);
         }
     }
 }
 
-impl<A: Element, B: Element, F: Finish> Worker<'_, A, B, F> {
+/// What is the same for all blocks.
+struct Blocks<'a, A, B, F> {
+    a: &'a Matrix<'a, A>,
+    b: &'a Matrix<'a, B>,
+    finish: &'a F,
+}
+
+impl<A: Element, B: Element, F: Finish> Blocks<'_, A, B, F> {
     #[inline(always)]
     fn block<S: Lanes, const R: usize>(&self, s: S, block: &Block, scratch: &mut Scratch) {
         let panel = C * S::N;
@@ -119,6 +135,10 @@ impl<A: Element, B: Element, F: Finish> Worker<'_, A, B, F> {
         let k = self.a.shape()[1];
         let c = scratch.c.take(m * n);
         c.fill(0.0);
+        if self.are_few() {
+            s.vectorize(FewRows { work: self, block, c, n });
+            return self.finish.finish(s, block, c, n);
+        }
         let size = k.div_ceil(k.div_ceil(STEPS).max(1)).max(1);
         for start in (0..k).step_by(size) {
             let steps = start..k.min(start + size);
@@ -135,6 +155,52 @@ impl<A: Element, B: Element, F: Finish> Worker<'_, A, B, F> {
             s.vectorize(AddStep::<R> { a: Rows::new(a, stride), b, c, n, steps: steps.len() });
         }
         self.finish.finish(s, block, c, n);
+    }
+}
+
+impl<A: Element, B: Element, F> Blocks<'_, A, B, F> {
+    /// Whether few rows meet columns whose elements are neighbours.
+    fn are_few(&self) -> bool {
+        self.a.shape()[0] <= FEW && self.a.strides()[1] == 1 && self.b.strides()[0] == 1
+    }
+}
+
+/// `c = a·b`, one dot product at a time.
+struct FewRows<'a, 'w, A, B, F> {
+    work: &'a Blocks<'w, A, B, F>,
+    block: &'a Block,
+    c: &'a mut [f32],
+    n: usize,
+}
+
+impl<A: Element, B: Element, F> Task for FewRows<'_, '_, A, B, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let k = self.work.a.shape()[1];
+        let mut a: [&[A]; FEW] = [&[]; FEW];
+        for (a, row) in a.iter_mut().zip(self.block.rows.clone()) {
+            *a = &self.work.a.tail(row, 0)[..k];
+        }
+        for first in self.block.columns.clone().step_by(4) {
+            let mut b: [&[B]; 4] = [&[]; 4];
+            for (c, b) in b.iter_mut().enumerate() {
+                // Beyond the last column: the last one again, into columns that nobody reads.
+                let column = (first + c).min(self.block.columns.end - 1);
+                *b = &self.work.b.tail(0, column)[..k];
+            }
+            for (r, a) in a.iter().enumerate().take(self.block.rows.len()) {
+                let mut sums = [s.zero(); 4];
+                for at in (0..k).step_by(S::N) {
+                    let x = load(s, a, at, 0.0);
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = s.mul_add(x, load(s, b, at, 0.0), *sum);
+                    }
+                }
+                s.sum_four(sums, &mut self.c[r * self.n + first - self.block.columns.start..]);
+            }
+        }
     }
 }
 

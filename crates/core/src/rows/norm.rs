@@ -55,8 +55,8 @@ impl<'a, T: Element> Norm<'a, T> {
         let width = row.len() as f32;
         let mean = if self.centred { total(s, row) / width } else { 0.0 };
         let middle = s.splat(mean);
-        let mut sums = [s.zero(); 2];
-        for start in (0..row.len()).step_by(2 * S::N) {
+        let mut sums = [s.zero(); 4];
+        for start in (0..row.len()).step_by(4 * S::N) {
             for (c, sum) in sums.iter_mut().enumerate() {
                 let at = start + c * S::N;
                 if at < row.len() {
@@ -68,7 +68,7 @@ impl<'a, T: Element> Norm<'a, T> {
         // Lanes past the end were filled with the mean rounded to the storage type; take their squares out again.
         let spare = row.len().next_multiple_of(S::N) - row.len();
         let off = T::from_f32(mean).to_f32() - mean;
-        let square = s.sum(s.add(sums[0], sums[1])) - spare as f32 * off * off;
+        let square = all(s, sums) - spare as f32 * off * off;
         [mean, 1.0 / (square / width + self.epsilon).sqrt()]
     }
 
@@ -81,21 +81,22 @@ impl<'a, T: Element> Norm<'a, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, x: &[T], y: &mut [T]) {
         let moments = self.moments(s, x);
+        let (weight, y) = (&self.weight[..x.len()], &mut y[..x.len()]);
         for at in (0..x.len()).step_by(S::N) {
             let unit = Self::unit(s, x, at, moments);
             let bias = match self.bias {
                 Some(bias) => load(s, bias, at, 0.0),
                 None => s.zero(),
             };
-            store(s, y, at, s.mul_add(unit, load(s, self.weight, at, 0.0), bias));
+            store(s, y, at, s.mul_add(unit, load(s, weight, at, 0.0), bias));
         }
     }
 }
 
 #[inline(always)]
 fn total<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
-    let mut sums = [s.zero(); 2];
-    for start in (0..row.len()).step_by(2 * S::N) {
+    let mut sums = [s.zero(); 4];
+    for start in (0..row.len()).step_by(4 * S::N) {
         for (c, sum) in sums.iter_mut().enumerate() {
             let at = start + c * S::N;
             if at < row.len() {
@@ -103,7 +104,13 @@ fn total<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
             }
         }
     }
-    s.sum(s.add(sums[0], sums[1]))
+    all(s, sums)
+}
+
+/// The sum of four registers.
+#[inline(always)]
+fn all<S: Lanes>(s: S, x: [S::F; 4]) -> f32 {
+    s.sum(s.add(s.add(x[0], x[1]), s.add(x[2], x[3])))
 }
 
 /// `y = norm(x)`.
@@ -254,13 +261,16 @@ impl<T: Element> Sweep for Backward<'_, T> {
 impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut Claim<'_, f32>) {
-        let (norm, x, dy) = (self.norm, self.x.row(row), self.dy.row(row));
+        let (norm, x) = (self.norm, self.x.row(row));
+        // One length, known to be one: a single comparison per step then stands for all loads and stores.
+        let (dy, weight, dx) = (&self.dy.row(row)[..x.len()], &norm.weight[..x.len()], &mut dx[..x.len()]);
         let moments = norm.moments(s, x);
         let (dweight, dbias) = sums.row(0).split_at_mut(x.len());
+        let dbias = &mut dbias[..x.len()];
         let (mut plain, mut along) = (s.zero(), s.zero());
         for at in (0..x.len()).step_by(S::N) {
             let (unit, dy) = (Norm::unit(s, x, at, moments), load(s, dy, at, 0.0));
-            let g = s.mul(dy, load(s, norm.weight, at, 0.0));
+            let g = s.mul(dy, load(s, weight, at, 0.0));
             plain = s.add(plain, g);
             along = s.mul_add(g, unit, along);
             store(s, dweight, at, s.mul_add(dy, unit, load(s, dweight, at, 0.0)));
@@ -271,7 +281,7 @@ impl<T: Element> Backward<'_, T> {
         let along = s.splat(s.sum(along) / width);
         for at in (0..x.len()).step_by(S::N) {
             let unit = Norm::unit(s, x, at, moments);
-            let g = s.mul(load(s, dy, at, 0.0), load(s, norm.weight, at, 0.0));
+            let g = s.mul(load(s, dy, at, 0.0), load(s, weight, at, 0.0));
             let inner = s.sub(s.sub(g, plain), s.mul(unit, along));
             let passed = match &self.dsum {
                 Some(dsum) => load(s, dsum.row(row), at, 0.0),

@@ -148,9 +148,10 @@ impl<T: Element> Sweep for Rotate<'_, T> {
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let [_, heads, n, _] = self.from.shape();
         let (b, piece) = (block / self.pieces, block % self.pieces);
-        for h in 0..heads {
-            let mut into = self.into.claim(b, h, piece);
-            for (i, token) in rows.clone().enumerate() {
+        let mut claims: Vec<_> = (0..heads).map(|h| self.into.claim(b, h, piece)).collect();
+        // Head after head of a token: beside one another, as projections write them, they are one stream of memory.
+        for (i, token) in rows.enumerate() {
+            for (h, into) in claims.iter_mut().enumerate() {
                 let x = self.from.row(b, h, token).expect("rows were checked to be contiguous");
                 self.row(s, b * n + token, x, into.row(i));
             }
@@ -165,7 +166,9 @@ impl<T: Element> Rotate<'_, T> {
         let cos = &self.turns.cos[token * width..][..width];
         let sin = &self.turns.sin[token * width..][..width];
         let sign = s.splat(self.sign);
-        y[dims..].copy_from_slice(&x[dims..]);
+        if x.len() > dims {
+            y[dims..].copy_from_slice(&x[dims..]);
+        }
         let (x, y) = (&x[..dims], &mut y[..dims]);
         match self.turns.pairing {
             Pairing::Halves => {

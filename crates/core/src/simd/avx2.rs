@@ -217,16 +217,15 @@ impl Lanes for Avx2 {
             self.store(&mut into[i * into_step..], column);
         }
     }
-    /// Rounds by adding half a unit, less one where the last kept bit is 0; what is not a number keeps its upper half, made quiet.
+    /// Rounds by adding half a unit, less one where the last kept bit is 0.
     #[inline(always)]
     fn store_bf16(self, into: &mut [bf16], x: __m256) {
         let into = &mut into[..8];
         let bits = proven!(_mm256_castps_si256(x));
         let odd = proven!(_mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1)));
         let rounded = proven!(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))));
-        let quiet = proven!(_mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000)));
         let nan = proven!(_mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x)));
-        let upper = proven!(_mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan)));
+        let upper = proven!(_mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0_0000), nan)));
         let packed = proven!(_mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper)));
         // SAFETY: the slice has eight elements of two bytes.
         unsafe { _mm_storeu_si128(into.as_mut_ptr().cast(), packed) }
@@ -237,6 +236,10 @@ impl Lanes for Avx2 {
         let bits = proven!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         // SAFETY: the slice has eight elements of two bytes.
         unsafe { _mm_storeu_si128(into.as_mut_ptr().cast(), bits) }
+    }
+    #[inline(always)]
+    fn abs(self, x: __m256) -> __m256 {
+        proven!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x))
     }
     #[inline(always)]
     fn swap_pairs(self, x: __m256) -> __m256 {

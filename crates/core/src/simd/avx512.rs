@@ -39,6 +39,20 @@ impl Avx512 {
     }
 }
 
+/// The bits of an f32 that is not a number.
+const QUIET: i32 = 0x7fc0_0000;
+/// Sixteen-bit lanes 1, 3, … 31, each index in a lane of its own; the upper half of the register is not used.
+const UPPER_HALVES: __m512i = {
+    let mut lanes = [0u16; 32];
+    let mut i = 0;
+    while i < 16 {
+        lanes[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    // SAFETY: both are 64 bytes that may hold anything.
+    unsafe { std::mem::transmute(lanes) }
+};
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
 fn inside<T: Task>(s: Avx512, task: T) -> T::Output {
     task.run::<Avx512, 8>(s)
@@ -231,18 +245,18 @@ impl Lanes for Avx512 {
             self.store(&mut into[i * into_step..], column);
         }
     }
-    /// Rounds by adding half a unit, less one where the last kept bit is 0; what is not a number keeps its upper half, made quiet.
+    /// Rounds by adding half a unit, less one where the last kept bit is 0.
     #[inline(always)]
     fn store_bf16(self, into: &mut [bf16], x: __m512) {
         let into = &mut into[..16];
         let bits = proven!(_mm512_castps_si512(x));
         let odd = proven!(_mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1)));
-        let rounded = proven!(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))));
-        let quiet = proven!(_mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000)));
-        let nan = proven!(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x));
-        let upper = proven!(_mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet)));
+        let half = proven!(_mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let number = proven!(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x));
+        let rounded = proven!(_mm512_mask_add_epi32(_mm512_set1_epi32(QUIET), number, bits, half));
+        let halves = proven!(_mm512_permutexvar_epi16(UPPER_HALVES, rounded));
         // SAFETY: the slice has sixteen elements of two bytes.
-        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(upper)) }
+        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_castsi512_si256(halves)) }
     }
     #[inline(always)]
     fn store_f16(self, into: &mut [f16], x: __m512) {
@@ -250,6 +264,10 @@ impl Lanes for Avx512 {
         let bits = proven!(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         // SAFETY: the slice has sixteen elements of two bytes.
         unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), bits) }
+    }
+    #[inline(always)]
+    fn abs(self, x: __m512) -> __m512 {
+        proven!(_mm512_abs_ps(x))
     }
     #[inline(always)]
     fn swap_pairs(self, x: __m512) -> __m512 {

@@ -150,10 +150,13 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         self.div(e, self.add(e, self.splat(2.0)))
     }
 
-    /// Writes all lanes to the front of a slice, each rounded to the nearest bf16, ties to even.
+    /// Writes all lanes to the front of a slice, each rounded to the nearest bf16, ties to even; what is not a
+    /// number becomes some quiet one.
     fn store_bf16(self, into: &mut [bf16], x: Self::F);
     /// Writes all lanes to the front of a slice, each rounded to the nearest f16, ties to even.
     fn store_f16(self, into: &mut [f16], x: Self::F);
+    /// `|x|`.
+    fn abs(self, x: Self::F) -> Self::F;
     /// Lanes 0 and 1 exchanged, 2 and 3, and so on.
     fn swap_pairs(self, x: Self::F) -> Self::F;
 

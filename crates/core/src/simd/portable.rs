@@ -212,6 +212,10 @@ impl Lanes for Portable {
         }
     }
     #[inline(always)]
+    fn abs(self, x: [f32; 8]) -> [f32; 8] {
+        each(|i| x[i].abs())
+    }
+    #[inline(always)]
     fn swap_pairs(self, x: [f32; 8]) -> [f32; 8] {
         each(|i| x[i ^ 1])
     }
