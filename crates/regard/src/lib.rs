@@ -22,11 +22,13 @@ mod autodiff;
 mod door;
 mod error;
 mod flex;
+mod packed;
 pub mod rows;
 mod tally;
 
 pub use attention::{Attention, attention};
 pub use error::Error;
+pub use packed::Packed;
 pub use regard_core::mechanism::{Mechanism, Pass};
 pub use regard_core::{Alignment, Dropout, mechanism};
 pub use tally::Tally;
