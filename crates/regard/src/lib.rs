@@ -22,11 +22,15 @@ mod autodiff;
 mod door;
 mod error;
 mod flex;
+mod layer;
+mod packed;
 pub mod rows;
 mod tally;
 
 pub use attention::{Attention, attention};
 pub use error::Error;
+pub use layer::{AttentionLayer, AttentionLayerConfig, LayerInput};
+pub use packed::Packed;
 pub use regard_core::mechanism::{Mechanism, Pass};
 pub use regard_core::{Alignment, Dropout, mechanism};
 pub use tally::Tally;

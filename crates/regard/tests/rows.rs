@@ -255,7 +255,12 @@ fn cross_entropy() {
         let how = Labels { smoothing, ..Labels::default() };
         for place in Place::all().into_iter().filter(|place| place.dtype == DType::F32) {
             let run = |place: &Place| given(place, 5).run(|given| loss(given, &[6, 0, -100, 2, 2], how).expect("it fits"));
-            agree(&run(&place), &run(&place.defined()), place.storage, &format!("cross-entropy, smoothing {smoothing}, {:?}", place.device));
+            agree(
+                &run(&place),
+                &run(&place.defined()),
+                place.storage,
+                &format!("cross-entropy, smoothing {smoothing}, {:?}", place.device),
+            );
         }
     }
     let given = given(&Place::flex(Storage::F32, DType::F32), 2);

@@ -1,0 +1,325 @@
+//! Attention as a layer: `y = W_o · attention(W_q x, W_k x, W_v x)`, with rotary embedding and norms of q and k in between.
+//!
+//! Parameters are named as those of [`burn::nn::attention::MultiHeadAttention`] (`query`, `key`, `value`, `output`, each with
+//! `weight` and `bias`), so its records load. Unlike there, no N×M weights are stored, a query that sees no key gives the
+//! output's bias instead of an average, and key/value heads may be fewer than query heads. Vaswani et al. 2017; Su et al. 2021
+//! (rotary); Henry et al. 2020 (norms of q and k); Ainslie et al. 2023 (shared heads).
+
+use crate::rows::{self, Activation, Rotary, Turns};
+use crate::{Attention, Dropout, Error, Packed, Pass, attention, door};
+use burn::config::Config;
+use burn::module::{Initializer, Module};
+use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::{Bool, Device, Tensor};
+
+/// Sizes of an [`AttentionLayer`].
+#[derive(Config, Debug)]
+pub struct AttentionLayerConfig {
+    /// E, the width of what comes in and goes out.
+    pub d_model: usize,
+    /// H, query heads.
+    pub n_heads: usize,
+    /// G, key/value heads, a divisor of H; H without it.
+    #[config(default = "None")]
+    pub kv_heads: Option<usize>,
+    /// D, the width of a head; E/H without it.
+    #[config(default = "None")]
+    pub head_dim: Option<usize>,
+    /// Dropout on the weights while training, in `[0, 1)`.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+    /// ε of RMS norms of every head's q and k; no norms without it.
+    #[config(default = "None")]
+    pub qk_norm: Option<f64>,
+    /// Whether the query projection has a bias.
+    #[config(default = true)]
+    pub query_bias: bool,
+    /// Whether the key projection has a bias.
+    #[config(default = true)]
+    pub key_bias: bool,
+    /// Whether the value projection has a bias.
+    #[config(default = true)]
+    pub value_bias: bool,
+    /// Whether the output projection has a bias.
+    #[config(default = true)]
+    pub output_bias: bool,
+    /// How projections start.
+    #[config(default = "Initializer::KaimingUniform{gain:1.0/3.0f64.sqrt(), fan_out_only:false}")]
+    pub initializer: Initializer,
+}
+
+impl AttentionLayerConfig {
+    /// A layer of full attention without rotary embedding.
+    ///
+    /// # Errors
+    /// If heads do not divide the width or one another, or an option is out of range.
+    pub fn init(&self, device: &Device) -> Result<AttentionLayer, Error> {
+        let heads = self.heads()?;
+        let linear = |from: usize, to: usize, bias: bool| {
+            LinearConfig::new(from, to).with_bias(bias).with_initializer(self.initializer.clone()).init(device)
+        };
+        let norm = || self.qk_norm.map(|epsilon| RmsNormConfig::new(heads.width).with_epsilon(epsilon).init(device));
+        let (inner, shared) = (heads.queries * heads.width, heads.keys * heads.width);
+        Ok(AttentionLayer {
+            query: linear(self.d_model, inner, self.query_bias),
+            key: linear(self.d_model, shared, self.key_bias),
+            value: linear(self.d_model, shared, self.value_bias),
+            output: linear(inner, self.d_model, self.output_bias),
+            query_norm: norm(),
+            key_norm: norm(),
+            heads,
+            rotary: None,
+            attention: Attention::full(),
+            dropout: self.dropout as f32,
+        })
+    }
+
+    fn heads(&self) -> Result<Heads, Error> {
+        let value = |name, message: String| Err(regard_core::Error::Value { name, message }.into());
+        let (queries, keys) = (self.n_heads, self.kv_heads.unwrap_or(self.n_heads));
+        if queries == 0 || keys == 0 || !queries.is_multiple_of(keys) {
+            return value("n_heads", format!("{queries} query heads do not divide over {keys} key/value heads"));
+        }
+        if self.head_dim.is_none() && !self.d_model.is_multiple_of(queries) {
+            return value("n_heads", format!("a width of {} does not divide over {queries} heads: set head_dim", self.d_model));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return value("dropout", format!("{} is outside [0, 1)", self.dropout));
+        }
+        if let Some(epsilon) = self.qk_norm.filter(|epsilon| epsilon.is_nan() || *epsilon <= 0.0) {
+            return value("qk_norm", format!("an epsilon of {epsilon} is not above 0"));
+        }
+        Ok(Heads { queries, keys, width: self.head_dim.unwrap_or(self.d_model / queries) })
+    }
+}
+
+/// How projections fall into heads.
+#[derive(Debug, Clone, Copy)]
+struct Heads {
+    queries: usize,
+    keys: usize,
+    width: usize,
+}
+
+/// Multi-head attention with its projections. Made by [`AttentionLayerConfig`].
+///
+/// ```
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use regard::{Attention, AttentionLayerConfig};
+///
+/// let device = Device::flex();
+/// let layer = AttentionLayerConfig::new(64, 4).with_kv_heads(Some(2)).init(&device)?;
+/// let layer = layer.attention(Attention::causal().window(256));
+/// let x = Tensor::<3>::random([2, 10, 64], Distribution::Default, &device);
+/// assert_eq!(layer.forward(x)?.dims(), [2, 10, 64]);
+/// # Ok::<(), regard::Error>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct AttentionLayer {
+    /// `[E, H·D]`.
+    pub query: Linear,
+    /// `[E, G·D]`.
+    pub key: Linear,
+    /// `[E, G·D]`.
+    pub value: Linear,
+    /// `[H·D, E]`.
+    pub output: Linear,
+    /// RMS norm of every head's query, `[D]`.
+    pub query_norm: Option<RmsNorm>,
+    /// RMS norm of every head's key, `[D]`.
+    pub key_norm: Option<RmsNorm>,
+    #[module(skip)]
+    heads: Heads,
+    #[module(skip)]
+    rotary: Option<Rotary>,
+    #[module(skip)]
+    attention: Attention,
+    #[module(skip)]
+    dropout: f32,
+}
+
+/// What a layer reads from a padded batch, as [`burn::nn::attention::MhaInput`].
+#[derive(Debug, Clone)]
+pub struct LayerInput {
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    mask_pad: Option<Tensor<2, Bool>>,
+    mask_attn: Option<Tensor<3, Bool>>,
+    bias: Option<Tensor<4>>,
+    pass: Pass,
+}
+
+impl LayerInput {
+    /// Queries from `[B, N, E]`, keys and values from `[B, M, E]`.
+    pub fn new(query: Tensor<3>, key: Tensor<3>, value: Tensor<3>) -> Self {
+        LayerInput { query, key, value, mask_pad: None, mask_attn: None, bias: None, pass: Pass::default() }
+    }
+
+    /// All three from `[B, N, E]`.
+    pub fn self_attn(x: Tensor<3>) -> Self {
+        Self::new(x.clone(), x.clone(), x)
+    }
+
+    /// `[B, M]`, true where a key is padding. Read back once; padding at the ends of rows works with every mechanism, other
+    /// padding with those that take key biases.
+    #[must_use]
+    pub fn mask_pad(self, mask: Tensor<2, Bool>) -> Self {
+        LayerInput { mask_pad: Some(mask), ..self }
+    }
+
+    /// `[B, N, M]`, true where a query may not see a key.
+    #[must_use]
+    pub fn mask_attn(self, mask: Tensor<3, Bool>) -> Self {
+        LayerInput { mask_attn: Some(mask), ..self }
+    }
+
+    /// Added to the scores, `[B|1, H|1, N, M]`.
+    #[must_use]
+    pub fn bias(self, bias: Tensor<4>) -> Self {
+        LayerInput { bias: Some(bias), ..self }
+    }
+
+    /// Training or not, and what everything random is drawn from; not training without it.
+    #[must_use]
+    pub fn pass(self, pass: Pass) -> Self {
+        LayerInput { pass, ..self }
+    }
+}
+
+impl From<Tensor<3>> for LayerInput {
+    fn from(x: Tensor<3>) -> Self {
+        Self::self_attn(x)
+    }
+}
+
+impl AttentionLayer {
+    /// What is seen, how it is scored, by which mechanism.
+    #[must_use]
+    pub fn attention(self, attention: Attention) -> Self {
+        AttentionLayer { attention, ..self }
+    }
+
+    /// Rotary embedding of q and k.
+    #[must_use]
+    pub fn rotary(self, rotary: Rotary) -> Self {
+        AttentionLayer { rotary: Some(rotary), ..self }
+    }
+
+    /// Turns of tokens at these positions, to be made once per batch and shared by layers; `None` without rotary embedding.
+    ///
+    /// # Errors
+    /// If the rotary dims are odd or its options are out of range.
+    pub fn turns(&self, positions: impl Iterator<Item = usize>) -> Result<Option<Turns>, Error> {
+        let turns = |rotary| Turns::new(rotary, positions.map(|position| position as i64).collect::<Vec<_>>());
+        self.rotary.map(turns).transpose()
+    }
+
+    /// A padded batch, `[B, N, E]` from `[B, N, E]`. Tokens stand at 0, 1, 2 …; fewer queries than keys are the last of them.
+    ///
+    /// # Errors
+    /// The first thing that does not fit, with its numbers.
+    pub fn forward(&self, input: impl Into<LayerInput>) -> Result<Tensor<3>, Error> {
+        let input = input.into();
+        let ([batch, n, _], [_, m, _]) = (input.query.dims(), input.key.dims());
+        self.check(&input)?;
+        let how = self.visibility(&input)?;
+        let first = m.saturating_sub(n);
+        let [q, k] = [first..first + n, 0..m].map(|positions| self.turns((0..batch).flat_map(move |_| positions.clone())));
+        let turns = [q?, k?];
+        self.attend([input.query, input.key, input.value], &how, turns.each_ref().map(Option::as_ref))
+    }
+
+    /// Sequences without padding, none of which sees another. `turns` are those of the positions of `x`, made by
+    /// [`AttentionLayer::turns`]; without them they are made here.
+    ///
+    /// # Errors
+    /// The first thing that does not fit, with its numbers.
+    pub fn forward_packed(&self, x: &Packed, turns: Option<&Turns>, pass: Pass) -> Result<Packed, Error> {
+        let own = if turns.is_none() { self.turns(x.positions().iter().copied())? } else { None };
+        let turns = turns.or(own.as_ref());
+        let how = x.attention(self.with_dropout(pass));
+        let rows = x.x().clone().unsqueeze::<3>();
+        let y = self.attend([rows.clone(), rows.clone(), rows], &how, [turns, turns])?;
+        x.clone().with_x(y.squeeze_dim::<2>(0))
+    }
+
+    fn with_dropout(&self, pass: Pass) -> Attention {
+        let how = self.attention.clone();
+        if !pass.training || self.dropout == 0.0 {
+            return how;
+        }
+        how.dropout(Dropout { probability: self.dropout, seed: pass.seed, step: pass.step })
+    }
+
+    fn check(&self, input: &LayerInput) -> Result<(), Error> {
+        let ([batch, n, _], [_, m, _]) = (input.query.dims(), input.key.dims());
+        let width = self.query.weight.dims()[0];
+        door::expect("query", &input.query.dims(), &[batch, n, width])?;
+        door::expect("key", &input.key.dims(), &[batch, m, width])?;
+        door::expect("value", &input.value.dims(), &[batch, m, width])?;
+        if let Some(mask) = &input.mask_pad {
+            door::expect("mask_pad", &mask.dims(), &[batch, m])?;
+        }
+        input.mask_attn.as_ref().map_or(Ok(()), |mask| door::expect("mask_attn", &mask.dims(), &[batch, n, m]))
+    }
+
+    /// The layer's own attention with the masks and biases of a batch.
+    fn visibility(&self, input: &LayerInput) -> Result<Attention, Error> {
+        let mut how = self.with_dropout(input.pass);
+        if let Some(mask) = &input.mask_attn {
+            how = how.mask(mask.clone().bool_not().unsqueeze_dim(1));
+        }
+        if let Some(bias) = &input.bias {
+            how = how.bias(bias.clone());
+        }
+        match &input.mask_pad {
+            Some(mask) => self.hide_padding(how, mask, input.query.dims()[1]),
+            None => Ok(how),
+        }
+    }
+
+    fn hide_padding(&self, how: Attention, mask: &Tensor<2, Bool>, queries: usize) -> Result<Attention, Error> {
+        let [batch, keys] = mask.dims();
+        let padding: Vec<bool> = mask.to_data().iter::<bool>().collect();
+        let lengths: Vec<usize> = padding.chunks(keys.max(1)).map(|row| row.iter().take_while(|padding| !**padding).count()).collect();
+        let trailing = padding.chunks(keys.max(1)).zip(&lengths).all(|(row, &length)| row[length..].iter().all(|padding| *padding));
+        if trailing && keys > 0 {
+            return Ok(how.lengths(lengths).lengths_q(vec![queries; batch]));
+        }
+        let dtype = self.query.weight.val().dtype();
+        let bias = Tensor::<2>::zeros([batch, keys], (&mask.device(), dtype)).mask_fill(mask.clone(), f32::NEG_INFINITY);
+        Ok(how.key_bias(bias.unsqueeze_dim::<3>(1).repeat_dim(1, self.heads.keys)))
+    }
+
+    /// `[B, N, E]` for queries, keys and values.
+    fn attend(&self, x: [Tensor<3>; 3], how: &Attention, turns: [Option<&Turns>; 2]) -> Result<Tensor<3>, Error> {
+        let Heads { queries, keys, width } = self.heads;
+        let ([q, k, v], [batch, n, _]) = (&x, x[0].dims());
+        let q = turned(normed(project(q, &self.query, [queries, width])?, self.query_norm.as_ref())?, turns[0])?;
+        let k = turned(normed(project(k, &self.key, [keys, width])?, self.key_norm.as_ref())?, turns[1])?;
+        let v = project(v, &self.value, [keys, width])?.swap_dims(1, 2);
+        let o = attention(q, k, v, how)?.swap_dims(1, 2).reshape([batch, n, queries * width]);
+        apply(o, &self.output)
+    }
+}
+
+fn apply<const D: usize>(x: Tensor<D>, linear: &Linear) -> Result<Tensor<D>, Error> {
+    rows::linear(x, linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val()), Activation::None)
+}
+
+/// `[B, N, heads, width]`.
+fn project(x: &Tensor<3>, linear: &Linear, [heads, width]: [usize; 2]) -> Result<Tensor<4>, Error> {
+    let [batch, n, _] = x.dims();
+    Ok(apply(x.clone(), linear)?.reshape([batch, n, heads, width]))
+}
+
+fn normed(x: Tensor<4>, norm: Option<&RmsNorm>) -> Result<Tensor<4>, Error> {
+    norm.map_or(Ok(x.clone()), |norm| rows::rms_norm(x, norm.gamma.val(), norm.epsilon as f32))
+}
+
+/// `[B, N, heads, width]` as `[B, heads, N, width]`, turned.
+fn turned(x: Tensor<4>, turns: Option<&Turns>) -> Result<Tensor<4>, Error> {
+    let x = x.swap_dims(1, 2);
+    turns.map_or(Ok(x.clone()), |turns| rows::rotary(x, turns))
+}
