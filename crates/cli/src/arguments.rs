@@ -38,6 +38,7 @@ impl Execution {
             let pool = ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
             pool.map_err(|error| Failure::Usage(format!("cannot start {threads} threads: {error}")))?;
         }
+        Par::cap(level);
         Ok(Par::default().level(level))
     }
 }

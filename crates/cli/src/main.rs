@@ -1,4 +1,4 @@
-//! `regard`: attention on files of tensors, and how fast it is on this machine.
+//! `regard`: attention on files of tensors, how fast it is on this machine, and vectors of texts.
 //!
 //! Results go to standard output, progress and warnings to standard error. The program ends with 0 when all is done, 2
 //! when it was called wrongly, 1 when a file, a tensor or the machine stands in the way.
@@ -7,6 +7,7 @@ mod arguments;
 mod attend;
 mod bench;
 mod chosen;
+mod embed;
 mod failure;
 mod files;
 mod list;
@@ -40,6 +41,7 @@ enum Verb {
     List(list::List),
     Attend(attend::Attend),
     Bench(bench::Bench),
+    Embed(embed::Embed),
     /// Print a script that completes this program's arguments in a shell
     #[command(after_help = "Example:\n  regard completions bash > ~/.local/share/bash-completion/completions/regard")]
     Completions {
@@ -64,6 +66,7 @@ fn run(verb: Verb) -> Result<(), Failure> {
         Verb::List(list) => list::run(&list),
         Verb::Attend(attend) => attend::run(&attend),
         Verb::Bench(bench) => bench::run(&bench),
+        Verb::Embed(embed) => embed::run(&embed),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "regard", &mut script);

@@ -3,6 +3,9 @@
 use crate::simd::Level;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// The place in [`Level::ALL`] of the level that [`Par::default`] does not go beyond.
+static HIGHEST: AtomicUsize = AtomicUsize::new(usize::MAX);
+
 /// Below so many floating-point operations a call stays on the caller's thread.
 const SERIAL_FLOPS: f64 = 1e6;
 
@@ -15,7 +18,8 @@ pub struct Par {
 
 impl Default for Par {
     fn default() -> Self {
-        Par { level: Level::detect(), threads: rayon::current_num_threads() }
+        let highest = Level::ALL.get(HIGHEST.load(Ordering::Relaxed)).copied().unwrap_or(Level::detect());
+        Par { level: Level::detect().min(highest), threads: rayon::current_num_threads() }
     }
 }
 
@@ -23,6 +27,12 @@ impl Par {
     /// The best level, the caller's thread only.
     pub fn serial() -> Self {
         Par { level: Level::detect(), threads: 1 }
+    }
+
+    /// No call of this process that begins with [`Par::default`] goes beyond this level, operations on tensors included.
+    pub fn cap(level: Level) {
+        let place = Level::ALL.iter().position(|known| *known == level);
+        HIGHEST.store(place.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
     /// At most `threads` threads.

@@ -70,10 +70,13 @@ pub(crate) fn tensor(values: Vec<f32>, shape: &[usize], dtype: DType) -> FlexTen
     cast(FlexTensor::from_data(TensorData::new(values, shape.to_vec())), dtype)
 }
 
-/// Memory for a result `[B, H, N, D]`.
+/// Memory for a result `[B, H, N, D]`, in the order in which another tensor lies: heads of a layer are columns of its tokens, and
+/// so are then the heads of the result, which join without a copy.
 #[derive(Debug)]
 pub(crate) struct Fresh {
     shape: [usize; 4],
+    /// Whether memory is `[B, N, H, D]`.
+    tokens_first: bool,
     values: Values,
 }
 
@@ -85,33 +88,40 @@ enum Values {
 }
 
 impl Fresh {
-    /// Zeros; `dtype` is one that the kernels take.
-    pub(crate) fn new(shape: [usize; 4], dtype: DType) -> Self {
+    /// Zeros of the dtype and order of `x`, a tensor that the kernels take.
+    pub(crate) fn like(x: &FlexTensor, shape: [usize; 4]) -> Self {
         let count = shape.iter().product();
-        let values = match dtype {
+        let strides = x.layout().strides();
+        let tokens_first = shape[1] > 1 && strides[2] > strides[1];
+        let values = match x.dtype() {
             DType::BF16 => Values::Bf16(vec![bf16::ZERO; count]),
             DType::F16 => Values::F16(vec![f16::ZERO; count]),
             _ => Values::F32(vec![0.0; count]),
         };
-        Fresh { shape, values }
+        Fresh { shape, tokens_first, values }
     }
 
     /// To write to.
     pub(crate) fn view_mut(&mut self, tensor: &'static str) -> Result<ViewMut<'_>, Error> {
+        let (shape @ [_, h, n, d], first) = (self.shape, self.tokens_first);
+        let strides = if first { [n * h * d, d, h * d, 1] } else { [h * n * d, n * d, d, 1] };
         Ok(match &mut self.values {
-            Values::F32(x) => ViewMut::F32(StridedMut::contiguous(x, self.shape, tensor)?),
-            Values::Bf16(x) => ViewMut::Bf16(StridedMut::contiguous(x, self.shape, tensor)?),
-            Values::F16(x) => ViewMut::F16(StridedMut::contiguous(x, self.shape, tensor)?),
+            Values::F32(x) => ViewMut::F32(StridedMut::new(x, shape, strides, tensor)?),
+            Values::Bf16(x) => ViewMut::Bf16(StridedMut::new(x, shape, strides, tensor)?),
+            Values::F16(x) => ViewMut::F16(StridedMut::new(x, shape, strides, tensor)?),
         })
     }
 
     /// As a tensor, without a copy.
     pub(crate) fn into_tensor(self) -> FlexTensor {
-        FlexTensor::from_data(match self.values {
-            Values::F32(x) => TensorData::new(x, self.shape),
-            Values::Bf16(x) => TensorData::new(x, self.shape),
-            Values::F16(x) => TensorData::new(x, self.shape),
-        })
+        let [b, h, n, d] = self.shape;
+        let stored = if self.tokens_first { [b, n, h, d] } else { self.shape };
+        let tensor = FlexTensor::from_data(match self.values {
+            Values::F32(x) => TensorData::new(x, stored),
+            Values::Bf16(x) => TensorData::new(x, stored),
+            Values::F16(x) => TensorData::new(x, stored),
+        });
+        if self.tokens_first { tensor.transpose(1, 2) } else { tensor }
     }
 }
 

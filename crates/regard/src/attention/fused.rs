@@ -88,7 +88,7 @@ impl Operation<PARENTS> for Fused {
         let borrowed = Borrowed::new(parents);
         let inputs = borrowed.inputs(self)?;
         let [batch, heads, queries, _] = inputs.q.shape();
-        let mut o = Fresh::new([batch, heads, queries, inputs.v.shape()[3]], present(parents, Q).dtype());
+        let mut o = Fresh::like(present(parents, Q), [batch, heads, queries, inputs.v.shape()[3]]);
         let mut lse = vec![0.0; if keep { batch * heads * queries } else { 0 }];
         let mut out = Output { o: o.view_mut("o")?, lse: keep.then_some(&mut lse) };
         self.rules.mechanism()?.forward(&inputs, self.rules.pass(), &mut out, Par::default())?;
@@ -115,7 +115,7 @@ struct Wished {
 impl Wished {
     fn new(parents: &Parents<PARENTS>, wanted: [bool; PARENTS]) -> Self {
         let parent = |at: usize| parents[at].as_ref().filter(|_| wanted[at]);
-        let heads = [Q, K, V].map(|at| parent(at).map(|x| Fresh::new(dims(x), x.dtype())));
+        let heads = [Q, K, V].map(|at| parent(at).map(|x| Fresh::like(x, dims(x))));
         let biases = [KEY_BIAS, BIAS].map(|at| parent(at).map(|x| vec![0.0; x.layout().num_elements()]));
         Wished { heads, biases }
     }

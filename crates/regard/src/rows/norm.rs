@@ -33,6 +33,31 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Option<
     })
 }
 
+/// Layer norm of the sum x + residual, both `[.., E]`: one pass over memory on the CPU. Saved: the sum.
+///
+/// # Errors
+/// If shapes, dtypes or devices do not fit, or ε is negative.
+pub fn layer_norm_added<const D: usize>(
+    x: Tensor<D>,
+    residual: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    epsilon: f32,
+) -> Result<Tensor<D>, Error> {
+    door::same_device(&x, "residual", &residual)?;
+    door::same_dtype(&x, ("x", "residual"), &residual)?;
+    door::expect("residual", &residual.dims(), &x.dims())?;
+    check(&x, "weight", &weight)?;
+    if !door::has_kernels(&x) {
+        return layer_norm(x + residual, weight, bias, epsilon);
+    }
+    if let Some(bias) = &bias {
+        check(&x, "bias", bias)?;
+    }
+    let operation = NormaliseSum(Normalise { centred: true, epsilon });
+    autodiff::run(operation, [Some(x.into()), Some(residual.into()), Some(weight.into()), bias.map(Parent::from)])
+}
+
 /// RMS norm of x `[.., E]` with weight `[E]`.
 ///
 /// # Errors
@@ -108,5 +133,37 @@ impl Operation<3> for Normalise {
             kernel::backward(&self.kernel::<T>(&weight, None), &flex::matrix(&x, "x")?, from, &mut gradients, Par::default())?;
             Ok([wanted[0].then(|| dx.into_tensor()), dweight.map(Rows::into_tensor), dbias.map(Rows::into_tensor)])
         })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct NormaliseSum(Normalise);
+
+impl Operation<4> for NormaliseSum {
+    /// The sum, where a backward pass may follow.
+    type Saved = Option<FlexTensor>;
+
+    fn reads(&self, _tracked: [bool; 4]) -> [bool; 4] {
+        [false, false, true, false]
+    }
+
+    fn forward(&self, parents: &Parents<4>, keep: bool) -> Result<(FlexTensor, Self::Saved), Error> {
+        let [x, residual, weight] = [0, 1, 2].map(|at| flex::as_rows(present(parents, at)));
+        let bias = parents[3].as_ref().map(flex::as_rows);
+        typed!(x, T => {
+            let (mut sum, mut y) = (Rows::<T>::like(&x), Rows::<T>::like(&x));
+            let norm = self.0.kernel::<T>(&weight, bias.as_ref());
+            let from = [&flex::matrix(&x, "x")?, &flex::matrix(&residual, "residual")?];
+            kernel::forward_added(&norm, from, [&mut sum.matrix("sum")?, &mut y.matrix("y")?], Par::default())?;
+            Ok((y.into_tensor(), keep.then(|| sum.into_tensor())))
+        })
+    }
+
+    fn backward(&self, step: Step<Self, 4>, wanted: [bool; 4]) -> Result<Parents<4>, Error> {
+        let sum = step.saved.expect("it was kept");
+        let parents = [Some(sum), step.parents[2].clone(), None];
+        let norm = Step::<Normalise, 3> { parents, saved: (), gradient: step.gradient };
+        let [dsum, dweight, dbias] = self.0.backward(norm, [wanted[0] || wanted[1], wanted[2], wanted[3]])?;
+        Ok([dsum.clone().filter(|_| wanted[0]), dsum.filter(|_| wanted[1]), dweight, dbias])
     }
 }

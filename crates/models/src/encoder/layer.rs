@@ -1,0 +1,137 @@
+//! One layer: `a = norm(x + out(attention(x)))`, `y = norm(a + narrow(f(widen(a))))` (post-norm, Devlin et al. 2018). q, k and v are one
+//! product.
+
+use super::config::Config;
+use super::weights::{LayerWeights, Pair};
+use crate::Error;
+use burn::tensor::{Device, Tensor, TensorData};
+use regard::rows::{Activation, layer_norm_added, linear};
+use regard::{Attention, attention};
+
+/// A linear map: weight `[in, out]`, bias `[out]`.
+#[derive(Debug)]
+pub(super) struct Map {
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+}
+
+impl Map {
+    /// Several maps of the same inputs side by side; their weights are stored `[out, in]`.
+    fn load(maps: &[&Pair<'_>], inputs: usize, device: &Device) -> Self {
+        let bias: Vec<f32> = maps.iter().flat_map(|[_, bias]| bias.values()).collect();
+        let out = bias.len();
+        let mut weight = vec![0.0; inputs * out];
+        let mut first = 0;
+        for [stored, _] in maps {
+            first += turn(&stored.values(), inputs, (&mut weight, out), first);
+        }
+        Map { weight: Tensor::from_data(TensorData::new(weight, [inputs, out]), device), bias: vector(bias, device) }
+    }
+
+    fn apply(&self, x: Tensor<2>, f: Activation) -> Result<Tensor<2>, Error> {
+        Ok(linear(x, self.weight.clone(), Some(self.bias.clone()), f)?)
+    }
+}
+
+/// Writes `[out, inputs]` as columns from `first` on; returns their number.
+fn turn(from: &[f32], inputs: usize, (into, width): (&mut [f32], usize), first: usize) -> usize {
+    const SQUARE: usize = 32;
+    let out = from.len() / inputs;
+    for rows in (0..out).step_by(SQUARE) {
+        for columns in (0..inputs).step_by(SQUARE) {
+            for column in columns..inputs.min(columns + SQUARE) {
+                let to = &mut into[column * width + first..][..out];
+                for row in rows..out.min(rows + SQUARE) {
+                    to[row] = from[row * inputs + column];
+                }
+            }
+        }
+    }
+    out
+}
+
+fn vector(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let length = values.len();
+    Tensor::from_data(TensorData::new(values, [length]), device)
+}
+
+/// The norm of a sum.
+#[derive(Debug)]
+pub(super) struct Norm {
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f32,
+}
+
+impl Norm {
+    pub(super) fn load([weight, bias]: &Pair<'_>, epsilon: f32, device: &Device) -> Self {
+        Norm { weight: vector(weight.values(), device), bias: vector(bias.values(), device), epsilon }
+    }
+
+    /// `norm(x + residual)`.
+    pub(super) fn added(&self, x: Tensor<2>, residual: Tensor<2>) -> Result<Tensor<2>, Error> {
+        Ok(layer_norm_added(x, residual, self.weight.clone(), Some(self.bias.clone()), self.epsilon)?)
+    }
+}
+
+/// A layer with its parameters.
+#[derive(Debug)]
+pub(super) struct Layer {
+    heads: usize,
+    qkv: Map,
+    out: Map,
+    attention_norm: Norm,
+    widen: Map,
+    activation: Activation,
+    narrow: Map,
+    output_norm: Norm,
+}
+
+impl Layer {
+    pub(super) fn load(weights: &LayerWeights<'_>, config: &Config, device: &Device) -> Self {
+        let &Config { width, inner, heads, activation, epsilon, .. } = config;
+        Layer {
+            heads,
+            qkv: Map::load(&weights.qkv.each_ref(), width, device),
+            out: Map::load(&[&weights.out], width, device),
+            attention_norm: Norm::load(&weights.attention_norm, epsilon, device),
+            widen: Map::load(&[&weights.widen], width, device),
+            activation,
+            narrow: Map::load(&[&weights.narrow], inner, device),
+            output_norm: Norm::load(&weights.output_norm, epsilon, device),
+        }
+    }
+
+    /// x and the result are `[T, E]`; `how` knows where sequences begin.
+    pub(super) fn forward(&self, x: Tensor<2>, how: &Attention) -> Result<Tensor<2>, Error> {
+        let seen = self.out.apply(self.attend(x.clone(), how)?, Activation::None)?;
+        let x = self.attention_norm.added(seen, x)?;
+        let inner = self.widen.apply(x.clone(), self.activation)?;
+        self.output_norm.added(self.narrow.apply(inner, Activation::None)?, x)
+    }
+
+    fn attend(&self, x: Tensor<2>, how: &Attention) -> Result<Tensor<2>, Error> {
+        let [tokens, width] = x.dims();
+        let qkv = self.qkv.apply(x, Activation::None)?.reshape([1, tokens, 3 * self.heads, width / self.heads]).swap_dims(1, 2);
+        let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(1, part * self.heads, self.heads));
+        Ok(attention(q, k, v, how)?.swap_dims(1, 2).reshape([tokens, width]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::turn;
+
+    #[test]
+    fn weights_are_turned_into_their_columns() {
+        let (out, inputs, width) = (35, 67, 40);
+        let from: Vec<f32> = (0..out * inputs).map(|i| i as f32).collect();
+        let mut into = vec![-1.0; inputs * width];
+        assert_eq!(turn(&from, inputs, (&mut into, width), 5), out);
+        for (at, &value) in into.iter().enumerate() {
+            let (row, column) = (at / width, at % width);
+            let expected = if column < 5 { -1.0 } else { from[(column - 5) * inputs + row] };
+            assert_eq!(value, expected, "[{row}, {column}]");
+        }
+    }
+}
