@@ -23,6 +23,10 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     }
     /// Writes all lanes to the front of a slice, rounded to nearest even.
     fn store<S: Lanes>(s: S, into: &mut [Self], x: S::F);
+    /// The values themselves, where the type is f32.
+    fn as_f32(_values: &[Self]) -> Option<&[f32]> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -40,6 +44,9 @@ impl Element for f32 {
     }
     fn narrow(from: &[f32], into: &mut [f32]) {
         into.copy_from_slice(&from[..into.len()]);
+    }
+    fn as_f32(values: &[f32]) -> Option<&[f32]> {
+        Some(values)
     }
     #[inline(always)]
     fn store<S: Lanes>(s: S, into: &mut [f32], x: S::F) {

@@ -2,7 +2,7 @@
 //!
 //! A job is a block of C. It copies its part of A and B, a step of k at a time, to scratch where the register tile
 //! ([`crate::simd::product`]) can read them, widened and with B in panels of two registers: so 16-bit weights, transposed
-//! weights and gradients are the same code, and no widened copy of a whole matrix exists. What follows the product (bias,
+//! weights and gradients are the same code, and no widened copy of a whole matrix exists. Rows of f32 in A are read where they stand. What follows the product (bias,
 //! activation, rounding) is done to the block of C while it is in the cache.
 //!
 //! Blocks and steps of k are a function of the shapes, and a sum runs over k in order: the same bits for any number of threads.
@@ -142,17 +142,14 @@ impl<A: Element, B: Element, F: Finish> Blocks<'_, A, B, F> {
         let size = k.div_ceil(k.div_ceil(STEPS).max(1)).max(1);
         for start in (0..k).step_by(size) {
             let steps = start..k.min(start + size);
-            // Rows of A at odd multiples of a cache line, so that they do not meet in the same sets.
-            let stride = (steps.len().next_multiple_of(32)) + 16;
-            let a = scratch.a.take(m * stride);
-            pack(s, self.a, [block.rows.clone(), steps.clone()], a, stride);
+            let a = left::<S, A>(s, self.a, [block.rows.clone(), steps.clone()], m, &mut scratch.a);
             let b = scratch.b.take(n * steps.len());
             for (first, panel_of_b) in (0..n).step_by(panel).zip(b.chunks_exact_mut(panel * steps.len())) {
                 let start = block.columns.start + first;
                 let columns = start..block.columns.end.min(start + panel);
                 pack(s, self.b, [steps.clone(), columns], panel_of_b, panel);
             }
-            s.vectorize(AddStep::<R> { a: Rows::new(a, stride), b, c, n, steps: steps.len() });
+            s.vectorize(AddStep::<R> { a, b, c, n, steps: steps.len() });
         }
         self.finish.finish(s, block, c, n);
     }
@@ -237,6 +234,28 @@ impl<const TILE: usize> Task for AddStep<'_, TILE> {
             }
         }
     }
+}
+
+/// A part of A where it stands, if that is `count` rows of f32, else a copy.
+#[inline(always)]
+fn left<'a, S: Lanes, T: Element>(
+    s: S,
+    from: &'a Matrix<'_, T>,
+    [rows, steps]: [Range<usize>; 2],
+    count: usize,
+    scratch: &'a mut Aligned<f32>,
+) -> Rows<'a> {
+    if let ([step, 1], true) = (from.strides(), rows.len() == count)
+        && step > 0
+        && let Some(values) = T::as_f32(from.tail(rows.start, steps.start))
+    {
+        return Rows::new(values, step as usize);
+    }
+    // Rows at odd multiples of a cache line, so that they do not meet in the same sets.
+    let stride = steps.len().next_multiple_of(32) + 16;
+    let into = scratch.take(count * stride);
+    pack(s, from, [rows, steps], into, stride);
+    Rows::new(into, stride)
 }
 
 /// Copies a part of a matrix to rows `stride` apart, widened.
