@@ -41,7 +41,8 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>, Error> {
 pub(super) fn composed<const D: usize>(x: Tensor<D>, f: Activation) -> Tensor<D> {
     match f {
         Activation::None => x,
-        Activation::Gelu => burn_activation::gelu(x),
+        // Not Burn's function: on some devices its gradient is that of the tanh form.
+        Activation::Gelu => x.clone() * ((x * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5,
         Activation::GeluTanh => burn_activation::gelu_approximate(x),
         Activation::Silu => burn_activation::silu(x),
         Activation::Relu => burn_activation::relu(x),
