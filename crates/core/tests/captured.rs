@@ -7,7 +7,7 @@ use common::data::{self, Tensors};
 use common::heads::{Heads, Tensor};
 use common::levels;
 use common::sample::Sample;
-use common::steps::Sequence;
+use common::steps::{Sequence, definition};
 use regard_core::mechanism::{Exact, Inputs, Local, Mechanism, Pass};
 use regard_core::oracle::Storage;
 use regard_core::{Output, Par, Sight};
@@ -42,7 +42,7 @@ fn exact() -> Mechanism {
 /// Checks the forward pass of all heads at every level; gives the worst error as a share of its budget.
 fn verify(name: &str, heads: &Heads, mechanism: &Mechanism, sight: Sight<'_>) -> f64 {
     let inputs = Inputs::new(heads.q.view(), heads.k.view(), heads.v.view(), sight);
-    let sample = Sample::new(&mechanism.definition(&inputs, Pass::default()).unwrap(), Storage::F32, &rows());
+    let sample = Sample::new(&definition(mechanism, &inputs), Storage::F32, &rows());
     let check = |level| {
         let mut o = Tensor::unfilled(Storage::F32, heads.d_o.shape);
         let mut lse = vec![f32::NAN; o.shape[1] * o.shape[2]];

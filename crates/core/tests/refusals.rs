@@ -304,7 +304,7 @@ fn options_of_mechanisms() {
     );
     let empty = Mechanism::Local(Local { window: 0, ..Local::default() });
     let inputs = Inputs::new(zeros(Q), zeros(K), zeros(V), Sight::causal());
-    assert_eq!(message(empty.problem(&inputs, Pass::default())), "window: 0 keys: a window has at least 1");
+    assert_eq!(empty.choose(&inputs, Pass::default(), Par::default()).unwrap_err().to_string(), "window: 0 keys: a window has at least 1");
 }
 
 #[test]

@@ -5,8 +5,8 @@ mod common;
 use common::Random;
 use common::heads::{Heads, sizes};
 use common::sample::Sample;
-use common::steps::{Sequence, rows};
-use regard_core::mechanism::{Exact, Inputs, Local, Mechanism, Pass, State};
+use common::steps::{Sequence, definition, rows};
+use regard_core::mechanism::{Exact, Inputs, Local, Mechanism, Memory, Pass, Plan, State, Tokens};
 use regard_core::oracle::Storage;
 use regard_core::{Alignment, Par, Sight};
 
@@ -97,7 +97,9 @@ fn counts(mechanism: &Mechanism, sight: Sight<'_>) -> Vec<usize> {
     let mut heads = Heads::single(sizes([1, 1], [20, 20], [8, 8]), 14);
     heads.k.floats_mut().fill(0.0);
     let inputs = Inputs::new(heads.q.view(), heads.k.view(), heads.v.view(), sight);
-    let outcome = heads.run(&mechanism.problem(&inputs, Pass::default()).unwrap(), Par::serial());
+    let choices = mechanism.choose(&inputs, Pass::default(), Par::serial()).unwrap();
+    let plan = mechanism.plan(&inputs, &choices, Pass::default()).unwrap();
+    let outcome = heads.run(plan.problem().unwrap(), Par::serial());
     outcome.get("lse").iter().map(|lse| lse.exp().round() as usize).collect()
 }
 
@@ -117,7 +119,7 @@ fn a_window_as_long_as_the_sequence_is_exact_attention() {
     let sequence = sequence(90, 6);
     let par = Par::serial();
     let all = sequence.run(&exact(), 0, par, |_| ());
-    let definition = exact().definition(&sequence.inputs(), Pass::default()).unwrap();
+    let definition = definition(&exact(), &sequence.inputs());
     let sample = Sample::new(&definition, Storage::F32, &(0..90).collect::<Vec<_>>());
     for window in [90, 1000, usize::MAX] {
         let ring = sequence.run(&local(window, 0), 0, par, |_| ());
@@ -215,7 +217,7 @@ fn tokens_that_do_not_fit_the_state_are_refused() {
     let mut state = exact().start().unwrap();
     sequence.prefill(&mut state, 0..5).unwrap();
     let (k, v) = (rows(&sequence.heads.k, 5..7), rows(&sequence.heads.v, 5..7));
-    let mut refused = |k, v, bias, until| state.prefill(k, v, bias, until).unwrap_err().to_string();
+    let mut refused = |k, v, bias, until| state.prefill(&Tokens { key_bias: bias, until, ..Tokens::new(k, v) }).unwrap_err().to_string();
     assert_eq!(refused(k, rows(&sequence.heads.v, 5..6), None, None), "v has shape [1, 2, 1, 12], expected [1, 2, 2, 12]");
     assert_eq!(refused(k, k, None, None), "heads, Dk, Dv has shape [2, 16, 16], expected [2, 16, 12]");
     assert_eq!(refused(k, v, Some(&[0.0; 3]), None), "key_bias has shape [3], expected [4]");

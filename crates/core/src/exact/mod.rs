@@ -6,6 +6,7 @@ mod dbias;
 mod decode;
 mod dropout;
 mod forward;
+pub(crate) mod multiplicity;
 mod pack;
 mod plan;
 mod received;

@@ -3,9 +3,10 @@
 //! Shapes: q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, o `[B,H,N,Dv]`. Time `N·M·(Dk+Dv)` over visible pairs, memory
 //! linear in N. Vaswani et al. 2017; tiled as Dao et al. 2022.
 
+use super::cache::{Cache, Rule};
 use super::options::{OptionError, SetOption};
-use super::{About, Causality, Config, Inputs, OptionAbout, Pass};
-use crate::{Alignment, Dropout, Error, Problem, Scores};
+use super::{About, Causality, Config, Inputs, Limit, OptionAbout, Pass};
+use crate::{Alignment, Dropout, Error, Par, Problem, Scores};
 
 /// Options of exact attention.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,14 +41,14 @@ impl SetOption for Alignment {
 }
 
 const OPTIONS: &[OptionAbout] = &[
-    OptionAbout { name: "scale", kind: "number", default: "" },
-    OptionAbout { name: "window_left", kind: "integer", default: "" },
-    OptionAbout { name: "window_right", kind: "integer", default: "" },
-    OptionAbout { name: "sinks", kind: "integer", default: "0" },
-    OptionAbout { name: "softcap", kind: "number", default: "" },
-    OptionAbout { name: "alibi", kind: "boolean", default: "false" },
-    OptionAbout { name: "alignment", kind: "bottom_right or top_left", default: "bottom_right" },
-    OptionAbout { name: "dropout", kind: "number", default: "0" },
+    OptionAbout { name: "scale", kind: "number", default: "", samples: &["0.3"] },
+    OptionAbout { name: "window_left", kind: "integer", default: "", samples: &["0", "7"] },
+    OptionAbout { name: "window_right", kind: "integer", default: "", samples: &["0", "5"] },
+    OptionAbout { name: "sinks", kind: "integer", default: "0", samples: &["2"] },
+    OptionAbout { name: "softcap", kind: "number", default: "", samples: &["1.5"] },
+    OptionAbout { name: "alibi", kind: "boolean", default: "false", samples: &["true"] },
+    OptionAbout { name: "alignment", kind: "bottom_right or top_left", default: "bottom_right", samples: &["top_left"] },
+    OptionAbout { name: "dropout", kind: "number", default: "0", samples: &["0.2"] },
 ];
 
 impl Config for Exact {
@@ -69,8 +70,15 @@ impl Config for Exact {
             "key_positions",
             "query_positions",
         ],
+        needs: &[&[]],
+        square: false,
         traces: &["lse", "received"],
+        limit: Limit { options: &[], tensors: &[] },
     };
+
+    type Choices = ();
+    type Plan<'a> = Problem<'a>;
+    type Memory = Cache<Self>;
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
         match name {
@@ -86,6 +94,23 @@ impl Config for Exact {
         }
     }
 
+    fn choose(&self, inputs: &Inputs<'_>, pass: Pass, _par: Par) -> Result<(), Error> {
+        self.problem(inputs, pass).map(|_| ())
+    }
+
+    fn plan<'a>(&self, inputs: &Inputs<'a>, _choices: &'a (), pass: Pass) -> Result<Problem<'a>, Error> {
+        self.problem(inputs, pass)
+    }
+
+    fn start(&self) -> Result<Cache<Self>, Error> {
+        if self.alignment == Alignment::TopLeft {
+            return Err(Error::Combination("steps are aligned bottom_right: alignment=top_left does not step".into()));
+        }
+        Ok(Cache::new(self.clone()))
+    }
+}
+
+impl Rule for Exact {
     fn problem<'a>(&self, inputs: &Inputs<'a>, pass: Pass) -> Result<Problem<'a>, Error> {
         let mut sight = inputs.sight.window(self.window_left, self.window_right).sinks(self.sinks).alignment(self.alignment);
         if let Some(until) = inputs.until {

@@ -4,10 +4,11 @@
 //! Shapes as exact attention; time `N·window·(Dk+Dv)`; state: a ring of `window` keys and the sinks. At
 //! `window >= max(N, M)` it is exact attention. Beltagy et al. 2020; sinks: Xiao et al. 2023.
 
+use super::cache::{Cache, Rule};
 use super::exact::unknown;
 use super::options::{OptionError, SetOption};
-use super::{About, Causality, Config, Inputs, OptionAbout, Pass};
-use crate::{Error, Problem, Scores};
+use super::{About, Causality, Config, Inputs, Limit, OptionAbout, Pass};
+use crate::{Error, Par, Problem, Scores};
 
 /// Options of window attention.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,9 +28,9 @@ impl Default for Local {
 }
 
 const OPTIONS: &[OptionAbout] = &[
-    OptionAbout { name: "window", kind: "integer", default: "256" },
-    OptionAbout { name: "sinks", kind: "integer", default: "0" },
-    OptionAbout { name: "scale", kind: "number", default: "" },
+    OptionAbout { name: "window", kind: "integer", default: "256", samples: &["1", "7", "64"] },
+    OptionAbout { name: "sinks", kind: "integer", default: "0", samples: &["3"] },
+    OptionAbout { name: "scale", kind: "number", default: "", samples: &["0.3"] },
 ];
 
 impl Config for Local {
@@ -39,8 +40,15 @@ impl Config for Local {
         causality: Causality::Optional,
         options: OPTIONS,
         tensors: &["lengths", "lengths_q"],
+        needs: &[&[]],
+        square: false,
         traces: &["lse", "received"],
+        limit: Limit { options: &[("window", "1000000")], tensors: &[] },
     };
+
+    type Choices = ();
+    type Plan<'a> = Problem<'a>;
+    type Memory = Cache<Self>;
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
         match name {
@@ -60,12 +68,23 @@ impl Config for Local {
         }
     }
 
+    fn choose(&self, inputs: &Inputs<'_>, pass: Pass, _par: Par) -> Result<(), Error> {
+        self.problem(inputs, pass).map(|_| ())
+    }
+
+    fn plan<'a>(&self, inputs: &Inputs<'a>, _choices: &'a (), pass: Pass) -> Result<Problem<'a>, Error> {
+        self.problem(inputs, pass)
+    }
+
+    fn start(&self) -> Result<Cache<Self>, Error> {
+        Ok(Cache::new(self.clone()))
+    }
+}
+
+impl Rule for Local {
     fn problem<'a>(&self, inputs: &Inputs<'a>, _pass: Pass) -> Result<Problem<'a>, Error> {
         if self.window == 0 {
             return Err(Error::value("window", "0 keys: a window has at least 1"));
-        }
-        if inputs.key_bias.is_some() || inputs.bias.is_some() || inputs.until.is_some() {
-            return Err(Error::Combination("local reads no key_bias, bias or until: exact with window_left and window_right does".into()));
         }
         let reach = Some(self.window - 1);
         let sight = inputs.sight.window(reach, reach).sinks(self.sinks);

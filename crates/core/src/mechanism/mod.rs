@@ -1,21 +1,43 @@
 //! The list of mechanisms.
 //!
-//! A mechanism is a configuration with names for its options ([`Config`]); applied to [`Inputs`] it makes the plan that
-//! the kernel runs. A new one is a file here and a line in [`Mechanism`]'s list; names in files, on the command line and
-//! in benchmarks follow from its [`About`].
+//! A mechanism is a configuration with names for its options ([`Config`]). On [`Inputs`] it first chooses what is not
+//! differentiated ([`Config::choose`]: types, clusters, codes), then makes a [`Plan`] of those choices, which runs forward
+//! and backward and knows its own definition; token by token it keeps a [`Memory`]. A new mechanism is a file here and a
+//! line in the list; names in files, on the command line, in benchmarks and tests follow from its [`About`].
+//!
+//! ```
+//! use regard_core::mechanism::{Inputs, Mechanism, Pass};
+//! use regard_core::{Output, Par, Sight, Strided, StridedMut, View, ViewMut};
+//!
+//! let shape = [1, 1, 8, 4];
+//! let x: Vec<f32> = (0..32).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let view = || Strided::contiguous(&x, shape, "x").map(View::from);
+//! let inputs = Inputs::new(view()?, view()?, view()?, Sight::causal());
+//! let mut local = Mechanism::by_name("local").unwrap();
+//! local.set("window", "3").unwrap();
+//! let choices = local.choose(&inputs, Pass::default(), Par::default())?;
+//! let mut o = vec![0.0; 32];
+//! let out = ViewMut::F32(StridedMut::contiguous(&mut o, shape, "o")?);
+//! local.plan(&inputs, &choices, Pass::default())?.forward(&mut Output { o: out, lse: None }, Par::default())?;
+//! # Ok::<(), regard_core::Error>(())
+//! ```
 
+mod cache;
 mod exact;
 mod local;
+mod memory;
+mod nats;
 mod options;
-mod state;
+mod owned;
 
 pub use exact::Exact;
 pub use local::Local;
+pub use memory::{Memory, Token, Tokens};
+pub use nats::Nats;
 pub use options::{OptionError, SetOption};
-pub use state::{State, Token};
 
-use crate::oracle::Definition;
-use crate::{Error, Gradients, Output, Par, Problem, Saved, Sight, View};
+use crate::oracle::Oracle;
+use crate::{Dims, Error, Output, Par, Problem, Saved, Sight, View, ViewMut};
 
 /// Whether a mechanism has a causal and a bidirectional form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +59,17 @@ pub struct OptionAbout {
     pub kind: &'static str,
     /// Its default, as written; empty where leaving it out means unlimited or a derived value.
     pub default: &'static str,
+    /// Other values worth trying, as written: every suite that walks the list takes them in turn.
+    pub samples: &'static [&'static str],
+}
+
+/// What makes a mechanism exact attention: options as written, and what to fill tensors with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Options and their values.
+    pub options: &'static [(&'static str, &'static str)],
+    /// Tensors of integers and their one value.
+    pub tensors: &'static [(&'static str, i64)],
 }
 
 /// What the list says of a mechanism.
@@ -52,8 +85,14 @@ pub struct About {
     pub options: &'static [OptionAbout],
     /// Tensors it reads beside q, k, v.
     pub tensors: &'static [&'static str],
+    /// Of those, which it does not run without: all of any one set.
+    pub needs: &'static [&'static [&'static str]],
+    /// Whether there must be as many queries as keys.
+    pub square: bool,
     /// Tensors it writes beside o.
     pub traces: &'static [&'static str],
+    /// Where it is exact attention.
+    pub limit: Limit,
 }
 
 /// Everything a mechanism may read. `sight` holds the caller's rules (causal, lengths, offsets, spans, positions,
@@ -74,12 +113,42 @@ pub struct Inputs<'a> {
     pub bias: Option<View<'a>>,
     /// `[B, G, M]`.
     pub until: Option<&'a [i64]>,
+    /// Hidden states `[B, 1, N, E]`.
+    pub x: Option<View<'a>>,
+    /// Types of keys `[B, G, M]`, or of queries `[B, H, N]`: 0 global, 1 local, 2 window.
+    pub types: Option<&'a [i64]>,
+    /// What types are chosen by, `[B, G, M, 3]` or `[B, H, N, 3]`.
+    pub type_logits: Option<&'a [f32]>,
+    /// Learned thresholds of query heads, `[H]`.
+    pub threshold: Option<&'a [f32]>,
 }
 
 impl<'a> Inputs<'a> {
     /// q, k, v and the visibility rules, nothing else.
     pub fn new(q: View<'a>, k: View<'a>, v: View<'a>, sight: Sight<'a>) -> Self {
-        Inputs { q, k, v, sight, key_bias: None, bias: None, until: None }
+        Inputs { q, k, v, sight, key_bias: None, bias: None, until: None, x: None, types: None, type_logits: None, threshold: None }
+    }
+
+    /// Sizes as q, k and v state them; nothing is checked yet.
+    pub fn dims(&self) -> Dims {
+        let ([batch, heads, queries, dk], [_, kv_heads, keys, _]) = (self.q.shape(), self.k.shape());
+        Dims { batch, heads, kv_heads, queries, keys, dk, dv: self.v.shape()[3] }
+    }
+
+    /// Refuses tensors beside q, k, v that a mechanism does not read.
+    fn expect_only(&self, about: &About) -> Result<(), Error> {
+        let given = [
+            ("key_bias", self.key_bias.is_some()),
+            ("bias", self.bias.is_some()),
+            ("until", self.until.is_some()),
+            ("types", self.types.is_some()),
+            ("type_logits", self.type_logits.is_some()),
+            ("threshold", self.threshold.is_some()),
+        ];
+        match given.into_iter().find(|(name, given)| *given && !about.tensors.contains(name)) {
+            Some((tensor, _)) => Err(Error::Combination(format!("{} reads no {tensor}", about.name))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -94,10 +163,122 @@ pub struct Pass {
     pub step: u64,
 }
 
+/// Where the gradients of a mechanism's inputs go. An absent one is not computed.
+#[derive(Debug, Default)]
+pub struct Gradients<'a> {
+    /// Of q, k, v and the biases.
+    pub heads: crate::Gradients<'a>,
+    /// `[B, 1, N, E]`.
+    pub dx: Option<ViewMut<'a>>,
+    /// The shape of the type logits.
+    pub dtype_logits: Option<&'a mut [f32]>,
+    /// `[H]`.
+    pub dthreshold: Option<&'a mut [f32]>,
+}
+
+impl<'a> From<crate::Gradients<'a>> for Gradients<'a> {
+    fn from(heads: crate::Gradients<'a>) -> Self {
+        Gradients { heads, ..Gradients::default() }
+    }
+}
+
+/// What a mechanism chose, to look at: integers, -1 pads positions and 0 pads sizes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    /// As in [`About::traces`].
+    pub name: &'static str,
+    /// Row-major.
+    pub shape: Vec<usize>,
+    /// Its values.
+    pub values: Vec<i64>,
+}
+
+/// Choices made: everything that is left is arithmetic.
+pub trait Plan {
+    /// `o`, and `lse` where the mechanism has one.
+    ///
+    /// # Errors
+    /// If an output does not fit.
+    fn forward(&self, out: &mut Output<'_>, par: Par) -> Result<(), Error>;
+
+    /// Gradients of the inputs with the choices as they are.
+    ///
+    /// # Errors
+    /// If a saved value or a gradient does not fit, or a gradient of something that is not read is asked for.
+    fn backward(&self, saved: &Saved<'_>, gradients: &mut Gradients<'_>, par: Par) -> Result<(), Error>;
+
+    /// Received attention `c_j = Σ_i A_ij`, `[B, H, M]`, from the log-sum-exp of a forward pass.
+    ///
+    /// # Errors
+    /// If the mechanism has none, or a slice does not fit.
+    fn received(&self, lse: &[f32], into: &mut [f32], par: Par) -> Result<(), Error> {
+        let _ = (lse, into, par);
+        Err(Error::Combination("this mechanism has no received attention".into()))
+    }
+
+    /// What was chosen.
+    fn traces(&self) -> Vec<Trace> {
+        Vec::new()
+    }
+
+    /// Its sizes.
+    fn dims(&self) -> Dims;
+
+    /// Pairs of queries and keys that meet: what the arithmetic is proportional to.
+    fn pairs(&self) -> u64;
+
+    /// Its definition in f64, given the choices.
+    fn oracle(&self) -> Box<dyn Oracle>;
+
+    /// The one exact problem it comes to, if it does.
+    fn problem(&self) -> Option<&Problem<'_>> {
+        None
+    }
+}
+
+impl Plan for Problem<'_> {
+    fn forward(&self, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
+        crate::exact::forward(self, out, par)
+    }
+
+    fn backward(&self, saved: &Saved<'_>, gradients: &mut Gradients<'_>, par: Par) -> Result<(), Error> {
+        if gradients.dx.is_some() || gradients.dtype_logits.is_some() || gradients.dthreshold.is_some() {
+            return Err(Error::Combination("exact attention has gradients of q, k, v and its biases only".into()));
+        }
+        crate::exact::backward(self, saved, &mut gradients.heads, par)
+    }
+
+    fn received(&self, lse: &[f32], into: &mut [f32], par: Par) -> Result<(), Error> {
+        crate::exact::received(self, lse, into, par)
+    }
+
+    fn dims(&self) -> Dims {
+        *self.dims()
+    }
+
+    fn pairs(&self) -> u64 {
+        self.visible_pairs()
+    }
+
+    fn oracle(&self) -> Box<dyn Oracle> {
+        Box::new(self.definition())
+    }
+
+    fn problem(&self) -> Option<&Problem<'_>> {
+        Some(self)
+    }
+}
+
 /// A mechanism's options and what they come to.
 pub trait Config: Default + Clone + std::fmt::Debug {
     /// Name, options, tensors.
     const ABOUT: About;
+    /// What is chosen once and not differentiated.
+    type Choices: Clone + std::fmt::Debug + Send + Sync;
+    /// What runs.
+    type Plan<'a>: Plan;
+    /// What is remembered while decoding.
+    type Memory: Memory;
 
     /// Sets one option from its written value.
     ///
@@ -105,27 +286,49 @@ pub trait Config: Default + Clone + std::fmt::Debug {
     /// If there is no such option, or the value is not one.
     fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError>;
 
-    /// The exact problem it comes to on these inputs.
+    /// Everything that is chosen on these inputs.
     ///
     /// # Errors
     /// If the inputs do not fit.
-    fn problem<'a>(&self, inputs: &Inputs<'a>, pass: Pass) -> Result<Problem<'a>, Error>;
+    fn choose(&self, inputs: &Inputs<'_>, pass: Pass, par: Par) -> Result<Self::Choices, Error>;
 
-    /// How many keys a step can see: a window and sinks, or everything.
-    fn remembered(&self) -> Option<(usize, usize)>;
+    /// What these choices come to on these inputs.
+    ///
+    /// # Errors
+    /// If the inputs do not fit.
+    fn plan<'a>(&self, inputs: &Inputs<'a>, choices: &'a Self::Choices, pass: Pass) -> Result<Self::Plan<'a>, Error>;
 
-    /// The same over a state that holds only what a step can see.
-    #[must_use]
-    fn without_window(&self) -> Self;
+    /// The empty memory of one sequence.
+    ///
+    /// # Errors
+    /// If the mechanism cannot step with its options.
+    fn start(&self) -> Result<Self::Memory, Error>;
 }
 
-/// Makes the enum of mechanisms and everything that walks it.
+/// Makes the enums of mechanisms, choices, plans and states, and everything that walks them.
 macro_rules! mechanisms {
     ($($variant:ident),+) => {
         /// Any mechanism of the list.
         #[derive(Debug, Clone)]
         pub enum Mechanism {
             $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant)),+
+        }
+
+        /// What a mechanism of the list chose.
+        #[derive(Debug, Clone)]
+        pub enum Choices {
+            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Choices)),+
+        }
+
+        /// A plan of a mechanism of the list.
+        pub enum Planned<'a> {
+            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Plan<'a>)),+
+        }
+
+        /// What a mechanism of the list remembers of one sequence.
+        #[derive(Debug, Clone)]
+        pub enum State {
+            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Memory)),+
         }
 
         $(impl From<$variant> for Mechanism {
@@ -157,64 +360,126 @@ macro_rules! mechanisms {
                 match self { $(Mechanism::$variant(config) => config.set(name, value)),+ }
             }
 
-            /// The exact problem it comes to on these inputs.
+            /// Everything that is chosen on these inputs.
             ///
             /// # Errors
             /// If the inputs do not fit.
-            pub fn problem<'a>(&self, inputs: &Inputs<'a>, pass: Pass) -> Result<Problem<'a>, Error> {
-                match self { $(Mechanism::$variant(config) => config.problem(inputs, pass)),+ }
+            pub fn choose(&self, inputs: &Inputs<'_>, pass: Pass, par: Par) -> Result<Choices, Error> {
+                self.check(inputs)?;
+                match self { $(Mechanism::$variant(config) => Ok(Choices::$variant(config.choose(inputs, pass, par)?))),+ }
             }
 
-            fn without_window(&self) -> Self {
-                match self { $(Mechanism::$variant(config) => Mechanism::$variant(config.without_window())),+ }
+            /// What these choices come to on these inputs.
+            ///
+            /// # Errors
+            /// If the inputs do not fit, or another mechanism chose.
+            pub fn plan<'a>(&self, inputs: &Inputs<'a>, choices: &'a Choices, pass: Pass) -> Result<Planned<'a>, Error> {
+                self.check(inputs)?;
+                match (self, choices) {
+                    $((Mechanism::$variant(config), Choices::$variant(choices)) => Ok(Planned::$variant(config.plan(inputs, choices, pass)?)),)+
+                    #[allow(unreachable_patterns, reason = "a list of one has no others")]
+                    _ => Err(Error::Combination(format!("these choices are not those of {}", self.about().name))),
+                }
             }
 
-            fn remembered(&self) -> Option<(usize, usize)> {
-                match self { $(Mechanism::$variant(config) => config.remembered()),+ }
+            /// The empty state of one sequence.
+            ///
+            /// # Errors
+            /// If the mechanism cannot step with its options.
+            pub fn start(&self) -> Result<State, Error> {
+                match self { $(Mechanism::$variant(config) => Ok(State::$variant(config.start()?))),+ }
+            }
+        }
+
+        impl<'a> Planned<'a> {
+            fn any(&self) -> &(dyn Plan + 'a) {
+                match self { $(Planned::$variant(plan) => plan),+ }
+            }
+        }
+
+        impl State {
+            fn any(&self) -> &dyn Memory {
+                match self { $(State::$variant(memory) => memory),+ }
+            }
+
+            fn any_mut(&mut self) -> &mut dyn Memory {
+                match self { $(State::$variant(memory) => memory),+ }
             }
         }
     };
 }
 
-mechanisms!(Exact, Local);
+mechanisms!(Exact, Local, Nats);
 
 impl Mechanism {
-    /// Attention of `inputs`.
+    /// Chooses and attends, where no gradient will be wanted.
     ///
     /// # Errors
     /// If inputs or outputs do not fit.
     pub fn forward(&self, inputs: &Inputs<'_>, pass: Pass, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
-        crate::exact::forward(&self.problem(inputs, pass)?, out, par)
+        self.plan(inputs, &self.choose(inputs, pass, par)?, pass)?.forward(out, par)
     }
 
-    /// Gradients of `inputs`.
-    ///
-    /// # Errors
-    /// If inputs, saved values or gradients do not fit.
-    pub fn backward(
-        &self,
-        inputs: &Inputs<'_>,
-        pass: Pass,
-        saved: &Saved<'_>,
-        gradients: &mut Gradients<'_>,
-        par: Par,
-    ) -> Result<(), Error> {
-        crate::exact::backward(&self.problem(inputs, pass)?, saved, gradients, par)
+    /// Refuses what no form of the mechanism takes.
+    fn check(&self, inputs: &Inputs<'_>) -> Result<(), Error> {
+        let about = self.about();
+        inputs.expect_only(about)?;
+        match (about.causality, inputs.sight.is_causal()) {
+            (Causality::Required, false) => Err(Error::Combination(format!("{} is causal only", about.name))),
+            (Causality::Never, true) => Err(Error::Combination(format!("{} has no causal form", about.name))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Plan for Planned<'_> {
+    fn forward(&self, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
+        self.any().forward(out, par)
     }
 
-    /// Received attention `c_j = Σ_i A_ij`, `[B, H, M]`, from the log-sum-exp of a forward pass.
-    ///
-    /// # Errors
-    /// If something does not fit.
-    pub fn received(&self, inputs: &Inputs<'_>, lse: &[f32], into: &mut [f32], par: Par) -> Result<(), Error> {
-        crate::exact::received(&self.problem(inputs, Pass::default())?, lse, into, par)
+    fn backward(&self, saved: &Saved<'_>, gradients: &mut Gradients<'_>, par: Par) -> Result<(), Error> {
+        self.any().backward(saved, gradients, par)
     }
 
-    /// The definition in f64 that its results are judged by.
-    ///
-    /// # Errors
-    /// If the inputs do not fit.
-    pub fn definition(&self, inputs: &Inputs<'_>, pass: Pass) -> Result<Definition, Error> {
-        Ok(self.problem(inputs, pass)?.definition())
+    fn received(&self, lse: &[f32], into: &mut [f32], par: Par) -> Result<(), Error> {
+        self.any().received(lse, into, par)
+    }
+
+    fn traces(&self) -> Vec<Trace> {
+        self.any().traces()
+    }
+
+    fn dims(&self) -> Dims {
+        self.any().dims()
+    }
+
+    fn pairs(&self) -> u64 {
+        self.any().pairs()
+    }
+
+    fn oracle(&self) -> Box<dyn Oracle> {
+        self.any().oracle()
+    }
+
+    fn problem(&self) -> Option<&Problem<'_>> {
+        self.any().problem()
+    }
+}
+
+impl Memory for State {
+    fn bytes(&self) -> usize {
+        self.any().bytes()
+    }
+
+    fn tokens(&self) -> usize {
+        self.any().tokens()
+    }
+
+    fn prefill(&mut self, tokens: &Tokens<'_>) -> Result<(), Error> {
+        self.any_mut().prefill(tokens)
+    }
+
+    fn step(&mut self, token: &Token<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
+        self.any_mut().step(token, out, par)
     }
 }

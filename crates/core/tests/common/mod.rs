@@ -399,7 +399,7 @@ fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
-fn values(view: View<'_>) -> Vec<f64> {
+pub fn values(view: View<'_>) -> Vec<f64> {
     let [b, h, n, d] = view.shape();
     let mut out = Vec::with_capacity(b * h * n * d);
     for b in 0..b {
@@ -503,7 +503,7 @@ impl Judge {
 }
 
 /// How many siblings a problem of so many pairs needs.
-fn siblings(pairs: usize) -> u64 {
+pub fn siblings(pairs: usize) -> u64 {
     match pairs {
         0..=512 => 24,
         513..=20_000 => 10,

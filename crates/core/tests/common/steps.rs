@@ -3,8 +3,8 @@
 use super::heads::{Heads, Tensor};
 use super::sample::Sample;
 use super::{levels, widen};
-use regard_core::mechanism::{Inputs, Mechanism, Pass, State, Token};
-use regard_core::oracle::Storage;
+use regard_core::mechanism::{Inputs, Mechanism, Memory, Pass, Plan, State, Token, Tokens};
+use regard_core::oracle::{Definition, Storage};
 use regard_core::{Error, Output, Par, Sight, Strided, View};
 use std::ops::Range;
 
@@ -50,7 +50,8 @@ impl Sequence {
     pub fn prefill(&self, state: &mut State, tokens: Range<usize>) -> Result<(), Error> {
         let (k, v) = (rows(&self.heads.k, tokens.clone()), rows(&self.heads.v, tokens.clone()));
         let key_bias = self.side(self.key_bias.as_deref(), tokens.clone());
-        state.prefill(k, v, key_bias.as_deref(), self.side(self.until.as_deref(), tokens).as_deref())
+        let until = self.side(self.until.as_deref(), tokens);
+        state.prefill(&Tokens { key_bias: key_bias.as_deref(), until: until.as_deref(), ..Tokens::new(k, v) })
     }
 
     /// Output `[H, Dv]` and log-sum-exp `[H]` of one token.
@@ -60,10 +61,11 @@ impl Sequence {
         let until = self.side(self.until.as_deref(), t..t + 1);
         let token = Token {
             q: rows(&self.heads.q, t..t + 1),
-            k: rows(&self.heads.k, t..t + 1),
-            v: rows(&self.heads.v, t..t + 1),
-            key_bias: key_bias.as_deref(),
-            until: until.as_deref(),
+            kept: Tokens {
+                key_bias: key_bias.as_deref(),
+                until: until.as_deref(),
+                ..Tokens::new(rows(&self.heads.k, t..t + 1), rows(&self.heads.v, t..t + 1))
+            },
             bias: self.heads.bias.as_ref().map(|bias| start_of_row(bias.floats(), bias.shape, t).into()),
             mask: self.mask.as_ref().map(|(shape, mask)| start_of_row(mask, *shape, t)),
         };
@@ -97,13 +99,20 @@ impl Sequence {
 
     /// Checks the steps of some tokens after the first ones.
     pub fn verify_some(&self, mechanism: &Mechanism, first: usize, tokens: &[usize]) {
-        let definition = mechanism.definition(&self.inputs(), Pass::default()).unwrap();
+        let definition = definition(mechanism, &self.inputs());
         let sample = Sample::new(&definition, Storage::F32, tokens);
         for level in levels() {
             let (o, lse) = self.run(mechanism, first, Par::serial().level(level), |_| ());
             sample.check((&o, &lse), &format!("{mechanism:?} after {first} tokens at {level}"));
         }
     }
+}
+
+/// The exact problem that a mechanism comes to, as a definition.
+pub fn definition(mechanism: &Mechanism, inputs: &Inputs<'_>) -> Definition {
+    let choices = mechanism.choose(inputs, Pass::default(), Par::default()).unwrap();
+    let plan = mechanism.plan(inputs, &choices, Pass::default()).unwrap();
+    plan.problem().expect("it comes to one").definition()
 }
 
 /// Some tokens of every head.

@@ -29,6 +29,11 @@
 //! assert!((forward.o[0] - 3.0).abs() < 1e-12 && (forward.lse[0] - 4f64.ln()).abs() < 1e-12);
 //! ```
 
+mod judge;
+mod tape;
+
+pub use judge::{Defined, Formula, Judged, Leaves, Oracle};
+
 use std::convert::identity;
 use std::ops::{Add, Div, Mul, Neg, Range, Sub};
 
@@ -46,6 +51,18 @@ pub trait Real:
     fn ln(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// The same number, not differentiated.
+    #[must_use]
+    fn constant(self) -> Self {
+        Self::from_f64(self.to_f64())
+    }
+    /// The quotient that an honest implementation stores as its output, and reads again in its backward pass.
+    #[must_use]
+    fn over(self, sum: Self) -> Self {
+        self / sum
+    }
 }
 
 impl Real for f64 {
@@ -64,6 +81,9 @@ impl Real for f64 {
     fn tanh(self) -> Self {
         self.tanh()
     }
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
 }
 
 impl Real for f32 {
@@ -81,6 +101,9 @@ impl Real for f32 {
     }
     fn tanh(self) -> Self {
         self.tanh()
+    }
+    fn sqrt(self) -> Self {
+        self.sqrt()
     }
 }
 
@@ -282,20 +305,20 @@ fn halves(x: u64) -> [u32; 2] {
 }
 
 /// The queries and keys that belong together, as ranges along N and M.
-struct Sequence {
+pub(crate) struct Sequence {
     index: usize,
-    queries: Range<usize>,
-    keys: Range<usize>,
+    pub(crate) queries: Range<usize>,
+    pub(crate) keys: Range<usize>,
 }
 
 /// One unpadded query row of one head.
-struct Row<'a> {
+pub(crate) struct Row<'a> {
     definition: &'a Definition,
     b: usize,
     h: usize,
     g: usize,
     i: usize,
-    sequence: Sequence,
+    pub(crate) sequence: Sequence,
 }
 
 impl Definition {
@@ -337,13 +360,13 @@ impl Definition {
     }
 
     /// Every `[b, h, i]` in the order of `[B, H, N]`.
-    fn rows(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+    pub(crate) fn every_row(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
         let (heads, queries) = (self.heads, self.queries);
         (0..self.batch * heads * queries).map(move |row| [row / queries / heads, row / queries % heads, row % queries])
     }
 
     /// None where the row is padding.
-    fn row(&self, b: usize, h: usize, i: usize) -> Option<Row<'_>> {
+    pub(crate) fn row(&self, b: usize, h: usize, i: usize) -> Option<Row<'_>> {
         let g = h / (self.heads / self.kv_heads);
         let sequence = self.sequence(b, g, i)?;
         sequence.queries.contains(&i).then_some(Row { definition: self, b, h, g, i, sequence })
@@ -394,7 +417,7 @@ impl Definition {
 }
 
 impl Row<'_> {
-    fn sees(&self, j: usize) -> bool {
+    pub(crate) fn sees(&self, j: usize) -> bool {
         self.sequence.keys.contains(&j) && self.reaches(j) && self.outlived_by(j) && self.allows(j)
     }
 
@@ -422,7 +445,7 @@ impl Row<'_> {
         !masked && self.key_bias(j) != f64::NEG_INFINITY && self.bias(j) != f64::NEG_INFINITY
     }
 
-    fn position(&self) -> i64 {
+    pub(crate) fn position(&self) -> i64 {
         let Sequence { queries, keys, .. } = &self.sequence;
         let i = reach(self.i - queries.start);
         match &self.definition.query_positions {
@@ -432,7 +455,7 @@ impl Row<'_> {
         }
     }
 
-    fn key_position(&self, j: usize) -> i64 {
+    pub(crate) fn key_position(&self, j: usize) -> i64 {
         match &self.definition.key_positions {
             Some(positions) => positions[self.key_index(j)],
             None => reach(j - self.sequence.keys.start),
@@ -505,12 +528,12 @@ impl Row<'_> {
     }
 
     /// Of this row in `[B, H, N]`.
-    fn query_index(&self) -> usize {
+    pub(crate) fn query_index(&self) -> usize {
         (self.b * self.definition.heads + self.h) * self.definition.queries + self.i
     }
 
     /// Of key `j` in `[B, G, M]`.
-    fn key_index(&self, j: usize) -> usize {
+    pub(crate) fn key_index(&self, j: usize) -> usize {
         (self.b * self.definition.kv_heads + self.g) * self.definition.keys + j
     }
 
@@ -677,7 +700,7 @@ impl<T: Real> Arithmetic<T> {
         definition.assert_sizes();
         let mut forward = Forward::default();
         let mut received = Sums::new(definition.batch * definition.heads * definition.keys);
-        for [b, h, i] in definition.rows() {
+        for [b, h, i] in definition.every_row() {
             let (row, attended) = self.forward_row(definition, [b, h, i]);
             forward.o.extend(row.o);
             forward.lse.push(row.lse);
@@ -695,7 +718,7 @@ impl<T: Real> Arithmetic<T> {
         definition.assert_sizes();
         let mut sums = GradientSums::new(definition);
         assert_eq!(d_o.len(), definition.batch * definition.heads * definition.queries * definition.dv, "d_o is [B, H, N, Dv]");
-        for row in definition.rows().filter_map(|[b, h, i]| definition.row(b, h, i)) {
+        for row in definition.every_row().filter_map(|[b, h, i]| definition.row(b, h, i)) {
             let attended = self.attend(&row);
             let own = self.output(&row, &attended).rounded(self.round);
             let o = o.map_or(&own[..], |o| vector(o, row.query_index(), definition.dv));

@@ -1,36 +1,32 @@
-//! Decoding one sequence token by token: what a mechanism remembers, and its step.
-//!
-//! Exact attention remembers every key. A window remembers a ring of `window` keys and the sinks, so its bytes stop
-//! growing. Keys and values are kept in f32.
+//! The memory of mechanisms that come to one exact problem. Exact attention remembers every key; a window remembers a
+//! ring of `window` keys and the sinks, so its bytes stop growing. Keys and values are kept in f32.
 
-use super::{Inputs, Mechanism, Pass};
+use super::memory::{Memory, Token, Tokens, widen};
+use super::{Inputs, Pass};
 use crate::problem::expect;
 use crate::view::{Strided, View};
-use crate::{Alignment, Error, Output, Par, Sight};
+use crate::{Error, Output, Par, Problem, Sight};
 
-/// The next token of one sequence (`B = 1`, `N = 1`).
-#[derive(Debug, Clone, Copy)]
-pub struct Token<'a> {
-    /// `[1, H, 1, Dk]`.
-    pub q: View<'a>,
-    /// `[1, G, 1, Dk]`.
-    pub k: View<'a>,
-    /// `[1, G, 1, Dv]`.
-    pub v: View<'a>,
-    /// Bias of this token's key, `[G]`.
-    pub key_bias: Option<&'a [f32]>,
-    /// Lifetime of this token's key, `[G]`.
-    pub until: Option<&'a [i64]>,
-    /// Bias of this token's query towards all keys so far, `[1, H|1, 1, M]`.
-    pub bias: Option<View<'a>>,
-    /// Mask of this token's query over all keys so far, `[1, H|1, 1, M]`.
-    pub mask: Option<Strided<'a, u8>>,
+/// A configuration that comes to one exact problem without choosing anything.
+pub trait Rule: Clone + std::fmt::Debug {
+    /// That problem.
+    ///
+    /// # Errors
+    /// If the inputs do not fit.
+    fn problem<'a>(&self, inputs: &Inputs<'a>, pass: Pass) -> Result<Problem<'a>, Error>;
+
+    /// How many keys a step can see: a window and sinks, or everything.
+    fn remembered(&self) -> Option<(usize, usize)>;
+
+    /// The same over a cache that holds only what a step can see.
+    #[must_use]
+    fn without_window(&self) -> Self;
 }
 
-/// What a mechanism remembers of one sequence.
+/// Keys and values of one sequence.
 #[derive(Debug, Clone)]
-pub struct State {
-    mechanism: Mechanism,
+pub struct Cache<R> {
+    rule: R,
     /// Tokens taken in so far.
     tokens: usize,
     keys: Rows<f32>,
@@ -78,46 +74,9 @@ impl<T: Copy + Default> Rows<T> {
     }
 }
 
-impl State {
-    /// Bytes held for keys, values and what belongs to them.
-    pub fn bytes(&self) -> usize {
-        let side = self.biases.as_ref().map_or(0, Rows::bytes) + self.lifetimes.as_ref().map_or(0, Rows::bytes);
-        self.keys.bytes() + self.values.bytes() + side
-    }
-
-    /// Tokens taken in so far; not the number of keys held.
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// Takes in keys `[1, G, T, Dk]` and values `[1, G, T, Dv]` that come before the next token, with their biases and
-    /// lifetimes `[G, T]`.
-    ///
-    /// # Errors
-    /// If shapes do not fit one another or what is held.
-    pub fn prefill(&mut self, k: View<'_>, v: View<'_>, key_bias: Option<&[f32]>, until: Option<&[i64]>) -> Result<(), Error> {
-        let [_, heads, count, dk] = k.shape();
-        let dv = v.shape()[3];
-        expect("k", k.shape(), [1, heads, count, dk])?;
-        expect("v", v.shape(), [1, heads, count, dv])?;
-        check_rows("key_bias", key_bias.map(<[_]>::len), heads * count)?;
-        check_rows("until", until.map(<[_]>::len), heads * count)?;
-        if self.tokens == 0 {
-            (self.keys, self.values) = (Rows::new(heads, dk), Rows::new(heads, dv));
-            self.biases = key_bias.map(|_| Rows::new(heads, 1));
-            self.lifetimes = until.map(|_| Rows::new(heads, 1));
-        }
-        let held = [self.keys.heads, self.keys.width, self.values.width];
-        if held != [heads, dk, dv] {
-            return Err(Error::Shape { tensor: "heads, Dk, Dv", found: vec![heads, dk, dv], expected: held.to_vec() });
-        }
-        if self.biases.is_some() != key_bias.is_some() || self.lifetimes.is_some() != until.is_some() {
-            return Err(Error::Combination("key_bias and until come with every token of a sequence or with none".into()));
-        }
-        for n in 0..count {
-            self.put([&k, &v], (key_bias, until), n);
-        }
-        Ok(())
+impl<R: Rule> Cache<R> {
+    pub(super) fn new(rule: R) -> Self {
+        Cache { rule, tokens: 0, keys: Rows::new(0, 0), values: Rows::new(0, 0), biases: None, lifetimes: None }
     }
 
     fn put(&mut self, [k, v]: [&View<'_>; 2], (key_bias, until): (Option<&[f32]>, Option<&[i64]>), n: usize) {
@@ -136,12 +95,12 @@ impl State {
 
     /// Most keys that are ever held.
     fn limit(&self) -> usize {
-        self.mechanism.remembered().map_or(usize::MAX, |(window, sinks)| window.saturating_add(sinks))
+        self.rule.remembered().map_or(usize::MAX, |(window, sinks)| window.saturating_add(sinks))
     }
 
     /// The entry of the next token: the end, or the oldest of a full ring behind the sinks.
     fn slot(&self) -> usize {
-        match self.mechanism.remembered() {
+        match self.rule.remembered() {
             Some((window, sinks)) if self.tokens >= self.limit() => sinks + (self.tokens - sinks) % window,
             _ => self.tokens,
         }
@@ -149,15 +108,11 @@ impl State {
 
     /// Refuses a token that does not fit before anything is taken in.
     fn check(&self, token: &Token<'_>, out: &Output<'_>) -> Result<(), Error> {
-        let ([_, heads, _, dk], [_, kv_heads, _, _], dv) = (token.q.shape(), token.k.shape(), token.v.shape()[3]);
-        expect("q", token.q.shape(), [1, heads, 1, dk])?;
-        expect("k", token.k.shape(), [1, kv_heads, 1, dk])?;
-        expect("v", token.v.shape(), [1, kv_heads, 1, dv])?;
-        expect("o", out.o.shape(), [1, heads, 1, dv])?;
-        if self.mechanism.remembered().is_some() && (token.bias.is_some() || token.mask.is_some()) {
+        token.check(out)?;
+        if self.rule.remembered().is_some() && (token.bias.is_some() || token.mask.is_some()) {
             return Err(Error::Combination("a window's steps take no bias and no mask: a ring keeps keys in no particular order".into()));
         }
-        let keys = self.tokens + 1;
+        let (heads, keys) = (token.q.shape()[1], self.tokens + 1);
         for (tensor, shape) in [("bias", token.bias.map(|bias| bias.shape())), ("mask", token.mask.map(|mask| mask.shape()))] {
             if let Some(shape) = shape {
                 expect(tensor, shape, [1, if shape[1] == 1 { 1 } else { heads }, 1, keys])?;
@@ -165,14 +120,43 @@ impl State {
         }
         Ok(())
     }
+}
 
-    /// Takes in one token and attends with its query; `out` has `N = 1` and an f32 `o`.
-    ///
-    /// # Errors
-    /// If shapes do not fit.
-    pub fn step(&mut self, token: &Token<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
+impl<R: Rule> Memory for Cache<R> {
+    fn bytes(&self) -> usize {
+        let side = self.biases.as_ref().map_or(0, Rows::bytes) + self.lifetimes.as_ref().map_or(0, Rows::bytes);
+        self.keys.bytes() + self.values.bytes() + side
+    }
+
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn prefill(&mut self, tokens: &Tokens<'_>) -> Result<(), Error> {
+        tokens.check()?;
+        let &Tokens { k, v, key_bias, until, .. } = tokens;
+        let ([_, heads, count, dk], dv) = (k.shape(), v.shape()[3]);
+        if self.tokens == 0 {
+            (self.keys, self.values) = (Rows::new(heads, dk), Rows::new(heads, dv));
+            self.biases = key_bias.map(|_| Rows::new(heads, 1));
+            self.lifetimes = until.map(|_| Rows::new(heads, 1));
+        }
+        let held = [self.keys.heads, self.keys.width, self.values.width];
+        if held != [heads, dk, dv] {
+            return Err(Error::Shape { tensor: "heads, Dk, Dv", found: vec![heads, dk, dv], expected: held.to_vec() });
+        }
+        if self.biases.is_some() != key_bias.is_some() || self.lifetimes.is_some() != until.is_some() {
+            return Err(Error::Combination("key_bias and until come with every token of a sequence or with none".into()));
+        }
+        for n in 0..count {
+            self.put([&k, &v], (key_bias, until), n);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, token: &Token<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
         self.check(token, out)?;
-        self.prefill(token.k, token.v, token.key_bias, token.until)?;
+        self.prefill(&token.kept)?;
         let held = [self.tokens.min(self.limit())];
         let room = self.keys.capacity;
         let shape = |rows: &Rows<f32>| [1, rows.heads, room, rows.width];
@@ -183,7 +167,7 @@ impl State {
         let bias = token.bias.map(|bias| (bias.shape()[1], padded(bias.shape(), room, |at| bias.at(at))));
         let mask = token.mask.map(|mask| (mask.shape()[1], padded(mask.shape(), room, |at| mask.at(at))));
         // A ring holds just what the query sees, in no particular order: no rule but the number of keys.
-        let ring = self.mechanism.remembered().is_some();
+        let ring = self.rule.remembered().is_some();
         let mut inputs = Inputs::new(q, k, v, if ring { Sight::full() } else { Sight::causal() }.lengths(&held).lengths_q(&[1]));
         inputs.key_bias = self.biases.as_ref().map(|rows| &rows.data[..]);
         inputs.until = self.lifetimes.as_ref().map(|rows| &rows.data[..]);
@@ -194,30 +178,18 @@ impl State {
             inputs.sight = inputs.sight.mask(Strided::contiguous(values, [1, *heads, 1, room], "mask")?);
         }
         let problem = if ring {
-            self.mechanism.without_window().problem(&inputs, Pass::default())?
+            self.rule.without_window().problem(&inputs, Pass::default())?
         } else {
-            self.mechanism.problem(&inputs, Pass::default())?
+            self.rule.problem(&inputs, Pass::default())?
         };
         crate::exact::forward(&problem, out, par)
     }
-}
-
-fn widen(view: &View<'_>) -> Vec<f32> {
-    let [_, heads, _, width] = view.shape();
-    (0..heads).flat_map(|h| (0..width).map(move |d| (h, d))).map(|(h, d)| view.at([0, h, 0, d])).collect()
 }
 
 /// A row per head, lengthened to `room` keys.
 fn padded<T: Copy + Default>([_, heads, _, keys]: [usize; 4], room: usize, at: impl Fn([usize; 4]) -> T) -> Vec<T> {
     let row = |h: usize| (0..room).map(move |j| (h, j));
     (0..heads).flat_map(row).map(|(h, j)| if j < keys { at([0, h, 0, j]) } else { T::default() }).collect()
-}
-
-fn check_rows(tensor: &'static str, found: Option<usize>, expected: usize) -> Result<(), Error> {
-    match found {
-        Some(found) if found != expected => Err(Error::Shape { tensor, found: vec![found], expected: vec![expected] }),
-        _ => Ok(()),
-    }
 }
 
 /// Writes column `n` of `values [G, count]` to entry `slot` of every head.
@@ -231,18 +203,5 @@ fn put_side<T: Copy + Default>(
     rows.reserve(slot, limit);
     for g in 0..rows.heads {
         rows.entry(g, slot)[0] = values[g * count + n];
-    }
-}
-
-impl Mechanism {
-    /// The empty state of one sequence.
-    ///
-    /// # Errors
-    /// If the mechanism cannot step with its options.
-    pub fn start(&self) -> Result<State, Error> {
-        if matches!(self, Mechanism::Exact(exact) if exact.alignment == Alignment::TopLeft) {
-            return Err(Error::Combination("steps are aligned bottom_right: alignment=top_left does not step".into()));
-        }
-        Ok(State { mechanism: self.clone(), tokens: 0, keys: Rows::new(0, 0), values: Rows::new(0, 0), biases: None, lifetimes: None })
     }
 }

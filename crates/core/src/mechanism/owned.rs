@@ -1,0 +1,74 @@
+//! Tensors in f32 that a plan makes for itself, and their way back into the caller's.
+
+use crate::view::{Strided, StridedMut, View, ViewMut};
+use crate::{Error, Par};
+
+/// A contiguous tensor `[B, H, N, D]`.
+#[derive(Debug, Clone)]
+pub(super) struct Owned {
+    pub(super) shape: [usize; 4],
+    pub(super) data: Vec<f32>,
+}
+
+impl Owned {
+    pub(super) fn zeros(shape: [usize; 4]) -> Self {
+        Owned { shape, data: vec![0.0; shape.iter().product()] }
+    }
+
+    /// The values of a view.
+    pub(super) fn widened(from: &View<'_>) -> Self {
+        let shape @ [batch, heads, rows, width] = from.shape();
+        let mut owned = Owned::zeros(shape);
+        for (at, row) in owned.data.chunks_mut(width.max(1)).enumerate() {
+            let [b, h, n] = [at / rows / heads, at / rows % heads, at % rows];
+            match from.rows(b, h, n..n + 1) {
+                Some((values, _)) => row.copy_from_slice(&values[..width]),
+                None => row.iter_mut().enumerate().for_each(|(d, x)| *x = from.at([b, h, n, d])),
+            }
+        }
+        debug_assert_eq!(owned.data.len(), batch * heads * rows * width);
+        owned
+    }
+
+    pub(super) fn row(&self, [b, h, n]: [usize; 3]) -> &[f32] {
+        let [_, heads, rows, width] = self.shape;
+        &self.data[((b * heads + h) * rows + n) * width..][..width]
+    }
+
+    pub(super) fn row_mut(&mut self, [b, h, n]: [usize; 3]) -> &mut [f32] {
+        let [_, heads, rows, width] = self.shape;
+        &mut self.data[((b * heads + h) * rows + n) * width..][..width]
+    }
+
+    /// Some rows of a head, gathered.
+    pub(super) fn gathered(&self, [b, h]: [usize; 2], rows: &[usize]) -> Self {
+        let data = rows.iter().flat_map(|&n| self.row([b, h, n])).copied().collect();
+        Owned { shape: [1, 1, rows.len(), self.shape[3]], data }
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        Strided::contiguous(&self.data, self.shape, "rows").expect("its own shape").into()
+    }
+
+    pub(super) fn view_mut(&mut self) -> ViewMut<'_> {
+        ViewMut::F32(StridedMut::contiguous(&mut self.data, self.shape, "rows").expect("its own shape"))
+    }
+
+    /// Rounds every row into an output of the same shape.
+    pub(super) fn write(&self, into: &mut ViewMut<'_>, par: Par) -> Result<(), Error> {
+        crate::problem::expect("output", into.shape(), self.shape)?;
+        let [batch, heads, rows, _] = self.shape;
+        if batch * heads * rows == 0 {
+            return Ok(());
+        }
+        let pieces = [0..rows];
+        let shared = into.share(&pieces);
+        par.run(batch * heads, self.data.len() as f64, |jobs| {
+            while let Some(job) = jobs.take() {
+                let [b, h] = [job / heads, job % heads];
+                shared.write(b, h, 0, |n| self.row([b, h, n]));
+            }
+        });
+        Ok(())
+    }
+}
