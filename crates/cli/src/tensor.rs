@@ -148,6 +148,11 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), data }
     }
 
+    /// Of integers.
+    pub fn integers(shape: Vec<usize>, values: &[i64]) -> Self {
+        Tensor { shape, data: Data::I64(Values::mapped(values, |x| x)) }
+    }
+
     /// The same values in another type of floats.
     pub fn converted(self, float: Float) -> Self {
         if self.float() == Some(float) { self } else { Tensor::rounded(float, &self.shape, &self.to_f64()) }

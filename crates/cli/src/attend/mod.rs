@@ -15,7 +15,7 @@ use crate::output::Draft;
 use crate::tensor::{Float, Tensor};
 use clap::Args;
 use inputs::Loaded;
-use regard_core::mechanism::{About, Pass};
+use regard_core::mechanism::{About, Pass, Trace};
 use regard_core::{Error, Par};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -64,6 +64,11 @@ pub struct Attend {
 /// A tensor with its name in the output file.
 type Named = (&'static str, Tensor);
 
+/// What a mechanism chose, as a tensor of integers.
+fn integers(trace: Trace) -> Named {
+    (trace.name, Tensor::integers(trace.shape, &trace.values))
+}
+
 /// One call, settled.
 struct Call<'a> {
     chosen: &'a Chosen,
@@ -107,7 +112,7 @@ impl Attend {
 fn compute(call: &Call<'_>, loaded: Loaded) -> Result<Vec<Named>, Error> {
     match (loaded.float, call.step) {
         (Float::F64, _) => definition::attend(call, loaded),
-        (_, true) => step::attend(call, &loaded),
+        (_, true) => step::attend(call, loaded),
         (_, false) => kernel::attend(call, loaded),
     }
 }
