@@ -29,6 +29,8 @@
 //! assert!((forward.o[0] - 3.0).abs() < 1e-12 && (forward.lse[0] - 4f64.ln()).abs() < 1e-12);
 //! ```
 
+pub mod reduce;
+
 use std::convert::identity;
 use std::ops::{Add, Div, Mul, Neg, Range, Sub};
 
