@@ -42,8 +42,8 @@ fn heads_of(lse: &[f32], dims: &Dims, r: usize) -> Vec<f32> {
 /// Rounds contiguous rows to the storage type of `into`.
 fn write(values: &[f32], into: &mut ViewMut<'_>, width: usize) {
     let [batch, heads, rows, _] = into.shape();
-    let whole = [0..rows; 1];
-    let shared = into.share(&whole);
+    let whole = 0..rows;
+    let shared = into.share(std::slice::from_ref(&whole));
     for head in 0..batch * heads {
         shared.write(head / heads, head % heads, 0, |row| &values[(head * rows + row) * width..][..width]);
     }

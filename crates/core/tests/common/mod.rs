@@ -399,7 +399,7 @@ fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
-fn values(view: View<'_>) -> Vec<f64> {
+pub fn values(view: View<'_>) -> Vec<f64> {
     let [b, h, n, d] = view.shape();
     let mut out = Vec::with_capacity(b * h * n * d);
     for b in 0..b {
