@@ -354,7 +354,11 @@ impl<'a, T> StridedMut<'a, T> {
         let [b, h, n, d] = self.shape;
         let [batch, head, row, element] = self.strides;
         let start = (first * head).min(self.data.len());
-        StridedMut { data: &mut self.data[start..], shape: [b, (h - first).div_ceil(step), n, d], strides: [batch, head * step, row, element] }
+        StridedMut {
+            data: &mut self.data[start..],
+            shape: [b, (h - first).div_ceil(step), n, d],
+            strides: [batch, head * step, row, element],
+        }
     }
 }
 

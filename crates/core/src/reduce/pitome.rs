@@ -19,6 +19,7 @@ use crate::simd::Lanes;
 use crate::view::Element;
 use crate::{Error, Par};
 use std::f32::consts::LOG2_E;
+use std::ops::Range;
 
 /// What a cosine adds to the energy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -106,6 +107,10 @@ impl Config for Pitome {
         check_keep(&self.keep)
     }
 
+    fn acts(&self, layer: usize) -> bool {
+        self.keep(layer) < 1.0
+    }
+
     fn parents<T: Element>(&self, tokens: &Tokens<'_, T>, layer: usize, par: Par) -> Result<Vec<Option<usize>>, Error> {
         let keys = need(tokens.keys, "pitome", "keys")?;
         let protected = tokens.protected(self.protect);
@@ -156,7 +161,7 @@ impl Pitome {
             Form::Vision => meet(&units, &meetings, &Sum(Elu { margin: self.margin }), par),
             Form::Text => meet(&units, &meetings, &Sum(Gaussian { factor: -0.5 * LOG2_E / (self.sigma * self.sigma) }), par),
         };
-        let mean = |rows: std::ops::Range<usize>| rows.clone().map(|row| sums[row][0] / rows.len() as f32).collect::<Vec<_>>();
+        let mean = |rows: Range<usize>| rows.clone().map(|row| sums[row][0] / rows.len() as f32).collect::<Vec<_>>();
         tokens.sequences().flat_map(mean).collect()
     }
 }

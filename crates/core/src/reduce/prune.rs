@@ -185,13 +185,7 @@ impl Prune {
         Ok(parents)
     }
 
-    fn coreset<T: Element>(
-        &self,
-        tokens: &Tokens<'_, T>,
-        layer: usize,
-        protected: &[bool],
-        par: Par,
-    ) -> Result<Vec<Option<usize>>, Error> {
+    fn coreset<T: Element>(&self, tokens: &Tokens<'_, T>, layer: usize, protected: &[bool], par: Par) -> Result<Vec<Option<usize>>, Error> {
         let x = need(tokens.x, "prune with the rule coreset", "x")?;
         let wanted = |(rows, count): (Range<usize>, usize)| {
             let given = rows.clone().filter(|&row| protected[row] || row == rows.start).collect();

@@ -113,8 +113,7 @@ impl Head<'_> {
             !masked && self.problem.bias().is_none_or(|bias| bias.at(at(query, key)) != f32::NEG_INFINITY)
         };
         for query in scope.queries.clone() {
-            let seen: Vec<usize> =
-                scope.keys.clone().filter(|&key| open(key) && scope.sees(query, key) && allowed(query, key)).collect();
+            let seen: Vec<usize> = scope.keys.clone().filter(|&key| open(key) && scope.sees(query, key) && allowed(query, key)).collect();
             seen.iter().for_each(|&key| into[key] += 1.0 / seen.len() as f64);
         }
     }

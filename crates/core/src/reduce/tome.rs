@@ -17,7 +17,7 @@ use crate::{Error, Par};
 use std::ops::Range;
 
 /// Options of token merging.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tome {
     /// Tokens that merge away in each layer; 8 if neither this nor `keep` is set.
     pub r: Option<PerLayer<usize>>,
@@ -25,8 +25,14 @@ pub struct Tome {
     pub decrease: Option<usize>,
     /// The fraction that stays in each layer, in place of `r`.
     pub keep: Option<PerLayer<f64>>,
-    /// Leading tokens of each sequence that are protected; 1 if not set.
-    pub protect: Option<usize>,
+    /// Leading tokens of each sequence that are protected.
+    pub protect: usize,
+}
+
+impl Default for Tome {
+    fn default() -> Self {
+        Tome { r: None, decrease: None, keep: None, protect: 1 }
+    }
 }
 
 const OPTIONS: &[OptionAbout] = &[
@@ -47,14 +53,16 @@ impl Tome {
         let r = self.r.as_ref().map_or(R, |r| r.at(layer));
         match self.decrease {
             None => r,
-            Some(0 | 1) => if layer == 0 { r } else { 0 },
+            Some(0 | 1) => {
+                if layer == 0 {
+                    r
+                } else {
+                    0
+                }
+            }
             // The nearest integer to 2 r (1 - layer / (layers - 1)), halves up.
             Some(layers) => (r.saturating_mul(4 * (layers - 1).saturating_sub(layer)).saturating_add(layers - 1)) / (2 * (layers - 1)),
         }
-    }
-
-    fn leading(&self) -> usize {
-        self.protect.unwrap_or(1)
     }
 }
 
@@ -75,7 +83,7 @@ impl Config for Tome {
             }
             "decrease" => self.decrease.set_option(("decrease", "a number of layers"), value),
             "keep" => set_keep(&mut self.keep, value),
-            "protect" => set_protect(self.protect.get_or_insert_default(), value),
+            "protect" => set_protect(&mut self.protect, value),
             _ => Err(unknown(name, OPTIONS)),
         }
     }
@@ -88,12 +96,12 @@ impl Config for Tome {
     }
 
     fn acts(&self, layer: usize) -> bool {
-        self.keep.is_some() || self.count(layer, usize::MAX) > 0
+        self.keep.as_ref().map_or_else(|| self.count(layer, usize::MAX) > 0, |keep| keep.at(layer) < 1.0)
     }
 
     fn parents<T: Element>(&self, tokens: &Tokens<'_, T>, layer: usize, par: Par) -> Result<Vec<Option<usize>>, Error> {
         let keys = need(tokens.keys, "tome", "keys")?;
-        let protected = tokens.protected(self.leading());
+        let protected = tokens.protected(self.protect);
         if self.keep.is_some() {
             for rows in tokens.sequences() {
                 check_count(rows.len() - self.count(layer, rows.len()), &rows, &protected)?;
@@ -108,7 +116,7 @@ impl Config for Tome {
     }
 
     fn define(&self, sequence: &Sequence, layer: usize) -> Option<Fate> {
-        let sequence = sequence.protecting(self.leading());
+        let sequence = sequence.protecting(self.protect);
         match &self.keep {
             Some(keep) => oracle::tome(&sequence, oracle::Amount::Keep(keep.at(layer))),
             None => oracle::tome(&sequence, oracle::Amount::Merge(self.count(layer, sequence.length))),

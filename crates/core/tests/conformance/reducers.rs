@@ -172,7 +172,7 @@ fn check_case<T: Element>(reducer: &Reducer, lengths: &[usize], (seed, layer): (
 fn reducers_do_as_defined() {
     for about in Reducer::ALL {
         let mut count = Count::default();
-        for seed in 1..=400u64 {
+        for seed in 1..=800u64 {
             let random = &mut Random::new(seed * 7919);
             let Ok(reducer) = drawn(about.name, random) else { continue };
             let lengths = [0; 3].map(|_| random.pick(&LENGTHS));
@@ -184,7 +184,7 @@ fn reducers_do_as_defined() {
             }
         }
         println!("{}: {count:?}", about.name);
-        assert!(count.compared >= 100 && count.reduced >= 25, "{}: too few cases, {count:?}", about.name);
+        assert!(count.compared >= 200 && count.reduced >= 50, "{}: too few cases, {count:?}", about.name);
     }
 }
 

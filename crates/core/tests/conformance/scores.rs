@@ -7,10 +7,10 @@ use regard_core::oracle::{Definition, Storage};
 use regard_core::reduce::{Prune, Reducer, Tokens, Uniform};
 use regard_core::{Dims, Output, Par, Problem, Scores, Sight, Strided, exact};
 
-fn lse_of(problem: &Problem<'_>) -> Vec<f32> {
+fn lse_of(problem: &Problem<'_>, storage: Storage) -> Vec<f32> {
     let Dims { batch, heads, queries, dv, .. } = *problem.dims();
     let mut lse = vec![f32::NAN; batch * heads * queries];
-    let mut o = Tensor::new([batch, heads, queries, dv], vec![0.0; batch * heads * queries * dv]);
+    let mut o = Tensor::unfilled(storage, [batch, heads, queries, dv]);
     exact::forward(problem, &mut Output { o: o.view_mut(), lse: Some(&mut lse) }, Par::default()).unwrap();
     lse
 }
@@ -19,7 +19,7 @@ fn lse_of(problem: &Problem<'_>) -> Vec<f32> {
 fn score_of(problem: &Problem<'_>) -> Vec<f32> {
     let Dims { batch, heads, keys, .. } = *problem.dims();
     let (mut received, mut score) = (vec![f32::NAN; batch * heads * keys], vec![f32::NAN; batch * keys]);
-    exact::received(problem, &lse_of(problem), &mut received, Par::default()).unwrap();
+    exact::received(problem, &lse_of(problem, Storage::F32), &mut received, Par::default()).unwrap();
     Uniform::new(problem, Par::default()).score(&received, &mut score).unwrap();
     score
 }
@@ -115,7 +115,7 @@ fn check_received_gradient(name: &str, heads: &Heads, problem: &Problem<'_>) {
     let random = &mut Random::new(3);
     let dc: Vec<f32> = (0..batch * h * keys).map(|_| random.normal()).collect();
     let (mut dq, mut dk) = (Tensor::unfilled(Storage::F32, heads.q.shape), Tensor::unfilled(Storage::F32, heads.k.shape));
-    exact::received_backward(problem, &lse_of(problem), &dc, (dq.view_mut(), dk.view_mut()), Par::default()).unwrap();
+    exact::received_backward(problem, &lse_of(problem, Storage::F32), &dc, (dq.view_mut(), dk.view_mut()), Par::default()).unwrap();
     let definition = problem.definition();
     let check = |what: &str, found: &[f32], field: fn(&mut Definition) -> &mut Vec<f64>| {
         for (at, found) in found.iter().enumerate() {
@@ -153,7 +153,7 @@ fn the_gradient_of_received_attention_narrows_at_the_end() {
     let run = |storage, threads: usize| {
         let (mut dq, mut dk) = (Tensor::unfilled(storage, heads.q.shape), Tensor::unfilled(storage, heads.k.shape));
         let views = (dq.view_mut(), dk.view_mut());
-        exact::received_backward(&problem, &lse_of(&problem), &dc, views, Par::default().threads(threads)).unwrap();
+        exact::received_backward(&problem, &lse_of(&problem, Storage::Bf16), &dc, views, Par::default().threads(threads)).unwrap();
         [super::common::values(dq.view()), super::common::values(dk.view())].concat()
     };
     let wide = run(Storage::F32, 1);
