@@ -118,11 +118,12 @@ impl DeleteGate {
 
     /// A controller towards the target rate, with the paper's gains.
     pub fn controller(&self) -> Controller {
-        Controller { target: self.target_rate, proportional: 0.5, integral: 1e-5, most: 10.0, sum: 0.0 }
+        Controller { target: self.target_rate, proportional: 0.5, integral: 1e-5, smoothing: 0.9, most: 10.0, error: 0.0, sum: 0.0 }
     }
 }
 
-/// Steers the weight `a` of the gate's loss: `a = P e + I Σ e`, `e = target - deleted`, between 0 and `most`, the sum's share as well.
+/// Steers the weight `a` of the gate's loss by `e = target - deleted`: `p ← γ p + (1 - γ) e`, `a = P p + I Σ e`, where both a and `I Σ e` stay
+/// between 0 and `most`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Controller {
     /// The fraction of tokens to delete.
@@ -131,9 +132,13 @@ pub struct Controller {
     pub proportional: f32,
     /// I.
     pub integral: f32,
+    /// γ, in [0, 1).
+    pub smoothing: f32,
     /// The largest weight.
     pub most: f32,
-    /// `I Σ e` so far: the state.
+    /// State: p.
+    pub error: f32,
+    /// State: `I Σ e`.
     pub sum: f32,
 }
 
@@ -141,7 +146,8 @@ impl Controller {
     /// The weight for the next step, after one that deleted this fraction of its tokens.
     pub fn step(&mut self, deleted: f32) -> f32 {
         let error = self.target - deleted;
+        self.error = self.smoothing * self.error + (1.0 - self.smoothing) * error;
         self.sum = (self.sum + self.integral * error).clamp(0.0, self.most);
-        (self.proportional * error + self.sum).clamp(0.0, self.most)
+        (self.proportional * self.error + self.sum).clamp(0.0, self.most)
     }
 }

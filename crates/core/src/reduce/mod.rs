@@ -10,16 +10,16 @@
 //! use regard_core::reduce::{Reducer, Tokens};
 //! use regard_core::rows::{Matrix, MatrixMut};
 //!
-//! let x = [9.0f32, 9.0, 1.0, 0.0, 0.0, 1.0, 3.0, 0.0]; // [4 tokens, 2]
+//! let x = [9.0f32, 9.0, 1.0, 0.0, 2.0, 0.0, 0.0, 1.0]; // [4 tokens, 2]
 //! let keys = Matrix::new(&x, [4, 2], "keys")?;
 //! let mut tome = Reducer::by_name("tome").unwrap();
 //! tome.set("r", "1")?;
 //! let reduction = tome.reduce(&Tokens { keys: Some(keys), ..Tokens::new(&[0, 4]) }, 0, Par::default())?;
-//! assert_eq!(reduction.kept(), [0, 1, 3]); // token 2 met token 1, a source its best target; token 0 is protected
+//! assert_eq!(reduction.kept(), [0, 1, 3]); // token 2 went to token 1, its best target; token 0 is protected
 //! assert_eq!(reduction.sizes(), [1.0, 2.0, 1.0]);
 //! let mut y = [0.0; 6];
 //! reduction.apply(&Matrix::new(&x, [4, 2], "x")?, &mut MatrixMut::new(&mut y, [3, 2], "y")?, Par::default())?;
-//! assert_eq!(y, [9.0, 9.0, 0.5, 0.5, 3.0, 0.0]);
+//! assert_eq!(y, [9.0, 9.0, 1.5, 0.0, 0.0, 1.0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

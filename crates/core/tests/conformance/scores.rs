@@ -219,9 +219,11 @@ fn gates_close_softly_and_the_controller_stays_in_bounds() {
         assert!(((moved(0.01) - moved(-0.01)) / 0.02 - slopes[at]).abs() < 1e-2, "{at}: {}", slopes[at]);
     }
     let mut controller = gate.controller();
-    assert!((controller.step(0.2) - 0.2).abs() < 1e-4); // 0.5 (0.6 - 0.2)
-    assert_eq!(controller.step(1.0), 0.0);
+    assert!((controller.step(0.2) - 0.5 * 0.1 * 0.4).abs() < 1e-4);
+    assert!((controller.step(0.2) - 0.5 * 0.19 * 0.4).abs() < 1e-4);
+    assert_eq!((0..9).map(|_| controller.step(1.0)).last(), Some(0.0));
     controller.integral = 1e3;
+    controller.error = 0.0;
     assert_eq!((controller.step(0.0), controller.sum), (10.0, 10.0));
     assert_eq!((controller.step(1.0), controller.sum), (0.0, 0.0));
 }
