@@ -152,9 +152,9 @@ impl<F: Fold> Task for Worker<'_, F> {
             for start in lanes.clone().step_by(2 * S::N) {
                 let rows = start..lanes.end.min(start + 2 * S::N);
                 self.units.transpose(s, rows.clone(), staged, panel);
-                let state = self.units.fold::<S, F, R>(s, panel, others, self.fold);
-                for i in 0..rows.len() {
-                    states.row(start - lanes.start + i)[0] = [state[0][i], state[1][i]];
+                let [first, second] = self.units.fold::<S, F, R>(s, panel, others, self.fold);
+                for (row, (first, second)) in rows.zip(first.into_iter().zip(second)) {
+                    states.row(row - lanes.start)[0] = [first, second];
                 }
             }
         }

@@ -37,7 +37,7 @@ impl<T: Element> Batch<T> {
             let other = random.below(row + 1);
             match random.below(10) {
                 0 => batch.vectors(row).for_each(|row| row.fill(T::default())),
-                1 | 2 if seed % 2 == 0 => batch.copy(other, row),
+                1 | 2 if seed.is_multiple_of(2) => batch.copy(other, row),
                 _ => {}
             }
         }
