@@ -225,5 +225,6 @@ fn gates_close_softly_and_the_controller_stays_in_bounds() {
     controller.integral = 1e3;
     controller.error = 0.0;
     assert_eq!((controller.step(0.0), controller.sum), (10.0, 10.0));
+    controller.step(1.0);
     assert_eq!((controller.step(1.0), controller.sum), (0.0, 0.0));
 }
