@@ -37,6 +37,8 @@ pub struct Loaded {
     pub type_logits: Option<Tensor>,
     /// `[H]`.
     pub threshold: Option<Tensor>,
+    /// `[B, N]`.
+    pub gate_logits: Option<Tensor>,
     /// `[B]`.
     pub lengths: Option<Vec<usize>>,
     /// `[B]`.
@@ -75,12 +77,42 @@ impl Loaded {
                 .transpose()?
                 .flatten(),
             threshold: reader.floats("threshold", &[heads], &own_or_f32)?,
+            gate_logits: reader.floats("gate_logits", &[batch, queries], &own_or_f32)?,
             lengths: reader.counts("lengths", &[batch])?,
             lengths_q: reader.counts("lengths_q", &[batch])?,
             offsets: reader.offsets()?,
             spans: reader.counts("key_spans", &[batch, kv_heads, 2])?.map(|flat| flat.as_chunks().0.to_vec()),
             positions: reader.positions()?,
         })
+    }
+
+    /// A copy for kernels: f64 becomes f32, and so does what they take as slices.
+    pub fn in_single(&self) -> Self {
+        let float = if self.float == Float::F64 { Float::F32 } else { self.float };
+        let head = |tensor: &Tensor| Tensor::rounded(float, &tensor.shape, &tensor.to_f64());
+        let flat = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| Tensor::rounded(Float::F32, &tensor.shape, &tensor.to_f64()));
+        Loaded {
+            float,
+            dims: self.dims,
+            q: head(&self.q),
+            k: head(&self.k),
+            v: head(&self.v),
+            d_o: None,
+            key_bias: flat(&self.key_bias),
+            bias: self.bias.as_ref().map(head),
+            mask: self.mask.clone(),
+            x: None,
+            types: self.types.clone(),
+            type_logits: flat(&self.type_logits),
+            threshold: flat(&self.threshold),
+            gate_logits: flat(&self.gate_logits),
+            until: self.until.clone(),
+            lengths: self.lengths.clone(),
+            lengths_q: self.lengths_q.clone(),
+            offsets: self.offsets.clone(),
+            spans: self.spans.clone(),
+            positions: self.positions.clone(),
+        }
     }
 
     /// Everything but q, k, v and do that gradients may be of, by name, where it is there.
@@ -207,7 +239,8 @@ impl<'a> Reader<'a> {
 
     /// x as `[B, 1, N, E]`, if the mechanism reads it and it is there.
     fn hidden_states(&self, call: &Call<'_>) -> Result<Option<Tensor>, Failure> {
-        let Some(entry) = self.archive.entry("x").filter(|_| call.chosen.about().tensors.contains(&"x")) else { return Ok(None) };
+        let read = call.chosen.reducer.is_some() || call.chosen.about().tensors.contains(&"x");
+        let Some(entry) = self.archive.entry("x").filter(|_| read) else { return Ok(None) };
         let Dims { batch, queries, .. } = self.dims;
         let [b, n, width] = entry.shape[..] else {
             return Err(self.archive.refuse("x", &format!("has shape {:?}, expected [{batch}, {queries}, E]", entry.shape)));
