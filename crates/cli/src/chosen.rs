@@ -51,18 +51,45 @@ impl Chosen {
 
     /// The mechanism of this name, or the reducer.
     pub fn one(name: &str, settings: &[Setting]) -> Result<Self, Failure> {
-        let Some((reducer, exact)) = Reducer::by_name(name).zip(Mechanism::by_name("exact")) else {
+        if Reducer::by_name(name).is_none() {
             return Ok(Chosen::all(&[name.to_owned()], settings)?.remove(0));
-        };
-        let mut chosen = [Chosen { mechanism: exact, reducer: Some(reducer), settings: Vec::new() }];
+        }
+        let mut chosen = Chosen::reducer(name)?;
+        chosen.set_all(settings)?;
+        Ok(chosen)
+    }
+
+    /// A mechanism, and a reducer where one is named.
+    pub fn pair(mechanism: &str, reducer: Option<&str>, settings: &[Setting]) -> Result<(Mechanism, Option<Reducer>), Failure> {
+        let mut chosen = vec![Chosen::named(mechanism)?];
+        chosen.extend(reducer.map(Chosen::reducer).transpose()?);
         for setting in settings {
             Chosen::target(&mut chosen, setting)?.set(setting)?;
         }
-        let [chosen] = chosen;
-        if let Some(reducer) = &chosen.reducer {
-            reducer.check().map_err(|error| Failure::Usage(format!("{name}: {error}")))?;
+        let mut parts = chosen.into_iter();
+        let mechanism = parts.next().map(|first| first.mechanism);
+        let reducer = parts.next().and_then(|second| second.reducer);
+        if let Some(reducer) = &reducer {
+            reducer.check().map_err(|error| Failure::Usage(format!("{}: {error}", reducer.about().name)))?;
         }
-        Ok(chosen)
+        Ok((mechanism.expect("it was named"), reducer))
+    }
+
+    /// The reducer of this name, behind exact attention.
+    fn reducer(name: &str) -> Result<Self, Failure> {
+        let known: Vec<&str> = Reducer::ALL.iter().map(|about| about.name).collect();
+        let unknown = || Failure::Usage(format!("unknown reducer \"{name}\"{}; there are {}", meant(name, &known), known.join(", ")));
+        let reducer = Reducer::by_name(name).ok_or_else(unknown)?;
+        let exact = Mechanism::by_name("exact").ok_or_else(|| Failure::Usage("there is no exact attention".into()))?;
+        Ok(Chosen { mechanism: exact, reducer: Some(reducer), settings: Vec::new() })
+    }
+
+    fn set_all(&mut self, settings: &[Setting]) -> Result<(), Failure> {
+        let name = self.name();
+        for setting in settings {
+            Chosen::target(std::slice::from_mut(self), setting)?.set(setting)?;
+        }
+        self.reducer.as_ref().map_or(Ok(()), Reducer::check).map_err(|error| Failure::Usage(format!("{name}: {error}")))
     }
 
     /// As the call names it.

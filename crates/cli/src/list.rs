@@ -31,7 +31,8 @@ pub fn run(list: &List) -> Result<(), Failure> {
 }
 
 fn options(options: &[OptionAbout]) -> Vec<Value> {
-    let option = |option: &OptionAbout| json!({ "name": option.name, "type": option.kind, "default": chosen::typed(option, option.default) });
+    let option =
+        |option: &OptionAbout| json!({ "name": option.name, "type": option.kind, "default": chosen::typed(option, option.default) });
     options.iter().map(option).collect()
 }
 

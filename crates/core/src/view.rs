@@ -140,6 +140,19 @@ impl<'a, T> Strided<'a, T> {
         self
     }
 
+    /// A box of it: so many of each dimension from a start.
+    ///
+    /// # Errors
+    /// If it reaches outside.
+    pub fn part(&self, start: [usize; 4], shape: [usize; 4]) -> Result<Self, Error> {
+        if (0..4).any(|d| start[d] + shape[d] > self.shape[d]) {
+            return Err(Error::value("part", format!("{shape:?} from {start:?} reach outside {:?}", self.shape)));
+        }
+        let moved: isize = (0..4).map(|d| start[d] as isize * self.strides[d]).sum();
+        let offset = if shape.contains(&0) { 0 } else { self.offset.wrapping_add_signed(moved) };
+        Ok(Strided { data: self.data, offset, shape, strides: self.strides })
+    }
+
     /// Repeats dimensions of size 1 up to `shape`.
     ///
     /// # Errors
@@ -298,6 +311,18 @@ impl<'a> View<'a> {
             View::F32(x) => View::F32(x.broadcast(shape, tensor)?),
             View::Bf16(x) => View::Bf16(x.broadcast(shape, tensor)?),
             View::F16(x) => View::F16(x.broadcast(shape, tensor)?),
+        })
+    }
+
+    /// A box of it: so many of each dimension from a start.
+    ///
+    /// # Errors
+    /// If it reaches outside.
+    pub fn part(&self, start: [usize; 4], shape: [usize; 4]) -> Result<Self, Error> {
+        Ok(match self {
+            View::F32(x) => View::F32(x.part(start, shape)?),
+            View::Bf16(x) => View::Bf16(x.part(start, shape)?),
+            View::F16(x) => View::F16(x.part(start, shape)?),
         })
     }
 

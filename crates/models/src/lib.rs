@@ -18,9 +18,10 @@ mod map;
 mod text;
 mod tokens;
 
-pub use encoder::{Encoder, Pooling, pool};
+pub use encoder::{Encoded, Encoder, Pooling, pool};
 pub use error::Error;
 pub use folder::Folder;
+pub use regard::Attention;
 pub use text::TextEncoder;
 pub use tokens::{Tokenizer, Tokens, batches};
 

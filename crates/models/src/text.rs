@@ -4,6 +4,7 @@ use crate::encoder::{Encoder, Pooling, pool};
 use crate::{Error, Folder, Tokenizer, Tokens};
 use burn::tensor::Device;
 use regard::Attention;
+use regard::reduce::Reducer;
 
 /// A tokenizer with its encoder.
 #[derive(Debug)]
@@ -29,6 +30,12 @@ impl TextEncoder {
     #[must_use]
     pub fn with_attention(self, attention: Attention) -> Self {
         TextEncoder { encoder: self.encoder.with_attention(attention), ..self }
+    }
+
+    /// Fewer tokens from layer to layer.
+    #[must_use]
+    pub fn with_reducer(self, reducer: impl Into<Reducer>) -> Self {
+        TextEncoder { encoder: self.encoder.with_reducer(reducer), ..self }
     }
 
     /// One vector per text, `E` floats each, texts one behind the other.

@@ -31,7 +31,7 @@ fn check(folder: &Path, golden: &[Golden]) {
         }
     }
     let ids: Vec<&[u32]> = tokens.iter().map(|tokens| &tokens.ids[..]).collect();
-    let hidden = model.encoder.forward(&ids).expect("hidden states");
+    let hidden = model.encoder.forward(&ids).expect("hidden states").tokens;
     for (range, golden) in hidden.ranges().zip(golden).filter(|(_, golden)| !golden.hidden.is_empty()) {
         let rows = hidden.x().clone().narrow(0, range.start, range.len()).into_data().try_to_vec::<f32>().expect("f32");
         let off = difference(&rows, &golden.hidden);
@@ -91,7 +91,7 @@ fn long_texts_are_cut() {
 #[test]
 fn nothing_is_fine() {
     let model = open(&common::small("bert"));
-    assert_eq!(model.encoder.forward(&[]).expect("no texts").tokens(), 0);
+    assert_eq!(model.encoder.forward(&[]).expect("no texts").tokens.tokens(), 0);
     let packed = model.encoder.forward(&[&[], &[2, 3], &[]]).expect("texts");
     for pooling in [Pooling::Mean, Pooling::First] {
         let vectors = pool(&packed, pooling, true).into_data().try_to_vec::<f32>().expect("f32");
@@ -106,7 +106,7 @@ fn attention_is_a_choice() {
     let folder = common::small("distilbert");
     let ids: &[u32] = &[2, 5, 8, 10, 15, 5, 7, 9, 11, 5, 12, 16, 3];
     let run = |attention: Attention| {
-        let packed = open(&folder).with_attention(attention).encoder.forward(&[ids, ids]).expect("hidden states");
+        let packed = open(&folder).with_attention(attention).encoder.forward(&[ids, ids]).expect("hidden states").tokens;
         packed.into_x().into_data().try_to_vec::<f32>().expect("f32")
     };
     let exact = run(Attention::full());

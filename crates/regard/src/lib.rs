@@ -24,6 +24,7 @@ mod error;
 mod flex;
 mod layer;
 mod packed;
+pub mod reduce;
 pub mod rows;
 mod tally;
 

@@ -4,10 +4,11 @@ mod sink;
 mod texts;
 
 use crate::arguments::{self, Execution};
+use crate::chosen::{Chosen, Setting};
 use crate::failure::{Failure, warn};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use regard_models::{Error, Folder, Pooling, TextEncoder, Tokens, batches};
+use regard_models::{Attention, Error, Folder, Pooling, TextEncoder, Tokens, batches};
 use sink::Sink;
 use std::path::PathBuf;
 use texts::Texts;
@@ -36,6 +37,15 @@ pub struct Embed {
     /// Leave vectors as long as they are instead of dividing each by its Euclidean norm
     #[arg(long)]
     no_normalize: bool,
+    /// Mechanism of every layer, as `regard list` names them
+    #[arg(long, value_name = "NAME", default_value = "exact")]
+    mechanism: String,
+    /// Reducer between attention and feed-forward: fewer tokens from layer to layer
+    #[arg(long, value_name = "NAME")]
+    reducer: Option<String>,
+    /// Set an option of the mechanism or the reducer
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<Setting>,
     /// Also write the ids of the tokens
     #[arg(long)]
     ids: bool,
@@ -69,7 +79,12 @@ pub fn run(embed: &Embed) -> Result<(), Failure> {
     embed.execution.par()?;
     let mut sink = Sink::new(embed.output.as_deref(), embed.ids)?;
     let texts = Texts::read(&embed.files)?;
-    let model = open(&embed.model)?;
+    let (mechanism, reducer) = Chosen::pair(&embed.mechanism, embed.reducer.as_deref(), &embed.set)?;
+    let model = open(&embed.model)?.with_attention(Attention::full().mechanism(mechanism));
+    let model = match reducer {
+        Some(reducer) => model.with_reducer(reducer),
+        None => model,
+    };
     let bar = progress(texts.len());
     let mut cut = 0;
     for start in (0..texts.len()).step_by(TOGETHER) {

@@ -102,20 +102,36 @@ impl Layer {
         }
     }
 
-    /// x and the result are `[T, E]`; `how` knows where sequences begin.
-    pub(super) fn forward(&self, x: Tensor<2>, how: &Attention) -> Result<Tensor<2>, Error> {
-        let seen = self.out.apply(self.attend(x.clone(), how)?, Activation::None)?;
-        let x = self.attention_norm.added(seen, x)?;
+    /// Attention and what follows it, `norm(x + out(attention(x)))`: x and the result are `[T, E]`; `how` knows where sequences begin.
+    pub(super) fn mix(&self, x: Tensor<2>, how: &Attention) -> Result<Mixed, Error> {
+        let [tokens, width] = x.dims();
+        let qkv = self.qkv.apply(x.clone(), Activation::None)?.reshape([1, tokens, 3 * self.heads, width / self.heads]).swap_dims(1, 2);
+        let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(1, part * self.heads, self.heads));
+        let o = attention(q.clone(), k.clone(), v, how)?.swap_dims(1, 2).reshape([tokens, width]);
+        let seen = self.out.apply(o, Activation::None)?;
+        Ok(Mixed { x: self.attention_norm.added(seen, x)?, q, k })
+    }
+
+    /// The feed-forward block, `norm(x + narrow(f(widen(x))))`.
+    pub(super) fn feed(&self, x: Tensor<2>) -> Result<Tensor<2>, Error> {
         let inner = self.widen.apply(x.clone(), self.activation)?;
         self.output_norm.added(self.narrow.apply(inner, Activation::None)?, x)
     }
 
-    fn attend(&self, x: Tensor<2>, how: &Attention) -> Result<Tensor<2>, Error> {
-        let [tokens, width] = x.dims();
-        let qkv = self.qkv.apply(x, Activation::None)?.reshape([1, tokens, 3 * self.heads, width / self.heads]).swap_dims(1, 2);
-        let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(1, part * self.heads, self.heads));
-        Ok(attention(q, k, v, how)?.swap_dims(1, 2).reshape([tokens, width]))
+    /// H.
+    pub(super) fn heads(&self) -> usize {
+        self.heads
     }
+}
+
+/// Tokens behind attention, and what they were attended to by.
+pub(super) struct Mixed {
+    /// `[T, E]`.
+    pub(super) x: Tensor<2>,
+    /// `[1, H, T, D]`.
+    pub(super) q: Tensor<4>,
+    /// `[1, H, T, D]`.
+    pub(super) k: Tensor<4>,
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ use crate::checkpoint::Checkpoint;
 use crate::{Error, Folder};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use config::Config;
-use layer::{Layer, Norm};
+use layer::{Layer, Mixed, Norm};
+use regard::reduce::{Reducer, Reduction, Shown, mean_keys, received_score, reduce};
 use regard::rows::embedding;
 use regard::{Attention, Packed};
 use weights::Weights;
@@ -29,6 +30,7 @@ pub struct Encoder {
     norm: Norm,
     layers: Vec<Layer>,
     attention: Attention,
+    reducer: Option<Reducer>,
 }
 
 impl Encoder {
@@ -60,6 +62,7 @@ impl Encoder {
             norm: Norm::load(&weights.norm, config.epsilon, device),
             layers: weights.layers.iter().map(|layer| Layer::load(layer, &config, device)).collect(),
             attention: Attention::full(),
+            reducer: None,
             config,
         }
     }
@@ -68,6 +71,13 @@ impl Encoder {
     #[must_use]
     pub fn with_attention(self, attention: Attention) -> Self {
         Encoder { attention, ..self }
+    }
+
+    /// Fewer tokens from layer to layer: the reducer acts between attention and feed-forward, and merged tokens are attended to in
+    /// proportion to what they stand for. None by default.
+    #[must_use]
+    pub fn with_reducer(self, reducer: impl Into<Reducer>) -> Self {
+        Encoder { reducer: Some(reducer.into()), ..self }
     }
 
     /// E, the width of its vectors.
@@ -96,28 +106,86 @@ impl Encoder {
         Ok(Packed::new(x, &lengths)?)
     }
 
-    /// The vectors of the last layer for every token of every text, `[T, E]`, packed.
+    /// The vectors of the last layer for every token of every text, `[T, E]`, packed; with a reducer, for the tokens that are left.
     ///
     /// # Errors
     /// If a text is longer than [`Encoder::limit`], an id is not in the vocabulary, or the attention does not fit.
-    pub fn forward(&self, texts: &[&[u32]]) -> Result<Packed, Error> {
+    pub fn forward(&self, texts: &[&[u32]]) -> Result<Encoded, Error> {
         self.layers(self.embed(texts)?, self.layers.len())
     }
 
     /// The first `count` layers, applied to what [`Encoder::embed`] gave.
     ///
     /// # Errors
-    /// If the attention does not fit.
-    pub fn layers(&self, packed: Packed, count: usize) -> Result<Packed, Error> {
-        if packed.tokens() == 0 {
-            return Ok(packed);
+    /// If the attention or the reducer does not fit.
+    pub fn layers(&self, tokens: Packed, count: usize) -> Result<Encoded, Error> {
+        let mut encoded = Encoded { tokens, reduction: None };
+        if encoded.tokens.tokens() == 0 {
+            return Ok(encoded);
         }
-        let how = packed.attention(self.attention.clone());
-        let mut x = packed.x().clone();
-        for layer in self.layers.iter().take(count) {
-            x = layer.forward(x, &how)?;
+        for (at, layer) in self.layers.iter().enumerate().take(count) {
+            let how = self.attention_over(&encoded, layer.heads());
+            let mixed = layer.mix(encoded.tokens.x().clone(), &how)?;
+            encoded.tokens = encoded.tokens.with_x(mixed.x.clone())?;
+            if let Some(reducer) = self.reducer.as_ref().filter(|reducer| reducer.acts(at)) {
+                encoded = encoded.reduced(reducer, (&mixed, &how), at)?;
+            }
+            let x = layer.feed(encoded.tokens.x().clone())?;
+            encoded.tokens = encoded.tokens.with_x(x)?;
         }
-        Ok(packed.with_x(x)?)
+        Ok(encoded)
+    }
+
+    /// Attention inside the sequences that are left, with what the mechanism reads of them.
+    fn attention_over(&self, encoded: &Encoded, heads: usize) -> Attention {
+        let how = encoded.tokens.attention(self.attention.clone());
+        let how = if how.reads("x") { how.hidden_states(encoded.tokens.x().clone().unsqueeze()) } else { how };
+        match &encoded.reduction {
+            Some(reduction) if reduction.sizes().iter().any(|&size| size != 1.0) => how.key_bias(encoded.log_sizes(reduction, heads)),
+            _ => how,
+        }
+    }
+}
+
+/// What an encoder made of packed texts.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// A vector per token that is left, with the position it had.
+    pub tokens: Packed,
+    /// What became of the tokens of the texts; none without a reducer.
+    pub reduction: Option<Reduction>,
+}
+
+impl Encoded {
+    fn reduced(self, reducer: &Reducer, (mixed, how): (&Mixed, &Attention), layer: usize) -> Result<Self, Error> {
+        let reads = |tensor| reducer.about().tensors.contains(&tensor);
+        let shown = Shown {
+            score: reads("score")
+                .then(|| received_score(mixed.q.clone(), mixed.k.clone(), how))
+                .transpose()?
+                .map(|score| score.squeeze_dim(0)),
+            keys: reads("keys").then(|| mean_keys(&mixed.k)),
+            sizes: self.reduction.as_ref().map(|reduction| reduction.sizes().into()),
+            gate_logits: None,
+        };
+        let reduced = reduce(reducer, &self.tokens, &shown, layer)?;
+        let reduction = match &self.reduction {
+            Some(earlier) => reduced.reduction.after(earlier).map_err(regard::Error::from)?,
+            None => reduced.reduction,
+        };
+        Ok(Encoded { tokens: reduced.tokens, reduction: Some(reduction) })
+    }
+
+    /// `ln size` of every token, `[1, H, T]`.
+    fn log_sizes(&self, reduction: &Reduction, heads: usize) -> Tensor<3> {
+        let logs = reduction.log_sizes();
+        let count = logs.len();
+        Tensor::<3>::from_data(TensorData::new(logs, [1, 1, count]), &self.tokens.x().device()).expand([1, heads, count])
+    }
+
+    /// How many tokens of the texts each vector stands for.
+    pub fn sizes(&self) -> Vec<f32> {
+        self.reduction.as_ref().map_or_else(|| vec![1.0; self.tokens.tokens()], |reduction| reduction.sizes().to_vec())
     }
 }
 

@@ -1,7 +1,7 @@
 //! One vector per text from the vectors of its tokens, as sentence-transformers makes it (Reimers, Gurevych 2019).
 
-use burn::tensor::Tensor;
-use regard::Packed;
+use super::Encoded;
+use burn::tensor::{Tensor, TensorData};
 
 /// Shorter vectors are not stretched to length 1.
 const SHORTEST: f64 = 1e-12;
@@ -16,15 +16,18 @@ pub enum Pooling {
     First,
 }
 
-/// A vector per sequence, `[B, E]`; zeros for a sequence without tokens. `normalise` divides each by its Euclidean norm.
-pub fn pool(packed: &Packed, pooling: Pooling, normalise: bool) -> Tensor<2> {
+/// A vector per sequence, `[B, E]`; zeros for a sequence without tokens. Vectors that stand for several tokens count as often.
+/// `normalise` divides each by its Euclidean norm.
+pub fn pool(encoded: &Encoded, pooling: Pooling, normalise: bool) -> Tensor<2> {
+    let packed = &encoded.tokens;
+    let sizes = encoded.sizes();
     let [_, width] = packed.x().dims();
     let device = packed.x().device();
     let rows: Vec<Tensor<2>> = packed
         .ranges()
         .map(|range| match pooling {
             _ if range.is_empty() => Tensor::zeros([1, width], (&device, packed.x().dtype())),
-            Pooling::Mean => packed.x().clone().narrow(0, range.start, range.len()).mean_dim(0),
+            Pooling::Mean => mean(packed.x().clone().narrow(0, range.start, range.len()), &sizes[range]),
             Pooling::First => packed.x().clone().narrow(0, range.start, 1),
         })
         .collect();
@@ -37,4 +40,15 @@ pub fn pool(packed: &Packed, pooling: Pooling, normalise: bool) -> Tensor<2> {
     }
     let norm = (vectors.clone() * vectors.clone()).sum_dim(1).sqrt();
     vectors / norm.clamp_min(SHORTEST)
+}
+
+/// The mean of rows `[T, E]`, each counted as often as its size says.
+fn mean(rows: Tensor<2>, sizes: &[f32]) -> Tensor<2> {
+    if sizes.iter().all(|&size| size == 1.0) {
+        return rows.mean_dim(0);
+    }
+    let total: f32 = sizes.iter().sum();
+    let shares: Vec<f32> = sizes.iter().map(|size| size / total).collect();
+    let shares = Tensor::<2>::from_data(TensorData::new(shares, [1, sizes.len()]), &rows.device());
+    shares.matmul(rows)
 }

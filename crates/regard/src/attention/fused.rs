@@ -9,7 +9,7 @@ use crate::{Error, Tally};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Tensor};
 use regard_core::mechanism::{Choices, Gradients, Inputs, Plan};
-use regard_core::{Output, Par, Saved, View, ViewMut};
+use regard_core::{Output, Par, Problem, Saved, View, ViewMut};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -47,6 +47,30 @@ pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Te
     let learned = [x.map(|x| x.unsqueeze_dim::<4>(1).into()), type_logits.map(Parent::from), threshold.map(Parent::from)];
     let ([q, k, v], [key_bias, bias], [x, type_logits, threshold]) = (heads, biases, learned);
     autodiff::run(operation, [q, k, v, key_bias, bias, x, type_logits, threshold])
+}
+
+impl Attention {
+    /// The problem that q and k come to with the first value of every key, on the CPU.
+    ///
+    /// # Errors
+    /// If something does not fit, or the mechanism comes to no problem.
+    pub(crate) fn with_problem<R>(&self, [q, k]: [&FlexTensor; 2], run: impl FnOnce(&Problem<'_>) -> Result<R, Error>) -> Result<R, Error> {
+        let [q, k] = [flex::view(q, "q")?, flex::view(k, "k")?];
+        let [batch, kv_heads, keys, _] = k.shape();
+        let v = k.part([0; 4], [batch, kv_heads, keys, 1])?;
+        let key_bias: Option<Vec<f32>> = self.key_bias.clone().map(|bias| bias.into_data().iter::<f32>().collect());
+        let mask = self.mask.clone().and_then(flex_bool);
+        let mut inputs = self.rules.inputs([q, k, v]);
+        if let Some(mask) = &mask {
+            inputs.sight = inputs.sight.mask(flex::mask(mask)?);
+        }
+        inputs.key_bias = key_bias.as_deref();
+        let mechanism = self.rules.mechanism()?;
+        let choices = mechanism.choose(&inputs, self.rules.pass(), Par::default())?;
+        let plan = mechanism.plan(&inputs, &choices, self.rules.pass())?;
+        let missing = || regard_core::Error::Combination(format!("{} has no received attention", mechanism.about().name));
+        run(plan.problem().ok_or_else(missing)?)
+    }
 }
 
 /// What kernels borrow from the parents: small ones as one slice each, dense biases in a type they take.

@@ -203,6 +203,11 @@ impl Attention {
         Attention { unfused: true, ..self }
     }
 
+    /// Whether the mechanism can be given a tensor of this name.
+    pub fn reads(&self, tensor: &str) -> bool {
+        self.rules.mechanism.as_ref().is_some_and(|mechanism| mechanism.about().tensors.contains(&tensor))
+    }
+
     fn check(&self, [q, k, v]: [&Tensor<4>; 3]) -> Result<(), Error> {
         door::plain_float(q, "q")?;
         for (tensor, x) in [("k", k), ("v", v)] {

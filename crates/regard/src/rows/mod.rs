@@ -37,6 +37,6 @@ use crate::autodiff::Parents;
 use burn::backend::flex::FlexTensor;
 
 /// A parent that is always there.
-fn present<const N: usize>(parents: &Parents<N>, at: usize) -> &FlexTensor {
+pub(crate) fn present<const N: usize>(parents: &Parents<N>, at: usize) -> &FlexTensor {
     parents[at].as_ref().expect("this parent is never absent")
 }
