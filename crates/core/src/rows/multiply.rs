@@ -397,7 +397,7 @@ fn left<'a, S: Lanes, T: Element>(
     let odd = |length: usize| length.next_multiple_of(32) + 16;
     if from.strides()[0] == 1 {
         let stride = odd(count);
-        let into = scratch.take(steps.len() * stride);
+        let into = scratch.take(steps.len().max(1) * stride);
         s.vectorize(Pack { from: &from.transposed(), part: [steps, rows], into, stride });
         return Side::Across(Across(Rows::new(into, stride)));
     }
