@@ -82,7 +82,7 @@ impl Grid {
             }
             size[d] = even(size[d], size[d] / 2);
         }
-        let parts = if k == 0 { vec![0..0] } else { pieces(k, k.div_ceil(parts)) };
+        let parts = runs(0..k, k.div_ceil(parts).max(1)).collect();
         Grid { rows: pieces(m, size[0]), columns: pieces(n, size[1]), parts, largest: size[0] * size[1] }
     }
 
