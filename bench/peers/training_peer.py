@@ -138,7 +138,7 @@ def main():
     arguments = parse()
     program = arguments.program or build()
     record = header(arguments, "regard/training/1", {"steps": arguments.steps, "warmups": arguments.warmups})
-    record["software"] |= {"burn": burn_version()}
+    record["software"] |= {"burn": version("burn"), "allocator of regard and burn": f"mimalloc {version('mimalloc')}"}
     peers = {
         "regard": ChildSteps(program, arguments.threads),
         "torch": TorchSteps(arguments.threads),
@@ -175,11 +175,11 @@ def build():
     return next(m["executable"] for m in messages if m.get("executable"))
 
 
-def burn_version():
-    """The version that the library is locked to."""
+def version(name):
+    """The version that a crate is locked to."""
     packages = (HERE.parent.parent / "Cargo.lock").read_text().split("[[package]]")
-    burn = next(package for package in packages if '\nname = "burn"\n' in package)
-    return burn.partition('version = "')[2].partition('"')[0]
+    locked = next(package for package in packages if f'\nname = "{name}"\n' in package)
+    return locked.partition('version = "')[2].partition('"')[0]
 
 
 def header(arguments, schema, settings):

@@ -4,8 +4,9 @@ use crate::Error;
 use crate::simd::Lanes;
 use half::{bf16, f16};
 use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A stored float type. Arithmetic is f32 whatever the storage.
 pub trait Element: Copy + Default + Send + Sync + 'static {
@@ -345,9 +346,36 @@ impl<'a> View<'a> {
 /// A strided output of four dimensions. The last dimension is contiguous and no two rows overlap.
 #[derive(Debug)]
 pub struct StridedMut<'a, T> {
-    data: &'a mut [T],
+    memory: Memory<'a, T>,
     shape: [usize; 4],
     strides: [usize; 4],
+}
+
+/// Where an output is written.
+#[derive(Debug)]
+enum Memory<'a, T> {
+    Slice(&'a mut [T]),
+    /// A vector, empty until it holds the output, with room for it, and what fills a piece before it is handed out.
+    Fresh(&'a mut Vec<T>, Fill<T>),
+}
+
+type Fill<T> = fn(&mut [MaybeUninit<T>]);
+
+impl<'a, T: Copy + Default> StridedMut<'a, T> {
+    /// Memory of its own: `values` is emptied, and holds the output once an operation has written it. Zeros are written where and
+    /// when a thread takes up its piece, instead of by one thread to all of it beforehand.
+    ///
+    /// # Errors
+    /// If the last stride is not 1, or elements would overlap or leave gaps.
+    pub fn fresh(values: &'a mut Vec<T>, shape: [usize; 4], strides: [usize; 4], tensor: &'static str) -> Result<Self, Error> {
+        let count = shape.iter().product();
+        check_reach(count, 0, shape, strides.map(|s| s as isize), tensor)?;
+        check_disjoint(shape, strides, tensor)?;
+        values.clear();
+        values.reserve_exact(count);
+        let fill: Fill<T> = |piece| piece.fill(MaybeUninit::new(T::default()));
+        Ok(StridedMut { memory: Memory::Fresh(values, fill), shape, strides })
+    }
 }
 
 impl<'a, T> StridedMut<'a, T> {
@@ -358,7 +386,7 @@ impl<'a, T> StridedMut<'a, T> {
     pub fn new(data: &'a mut [T], shape: [usize; 4], strides: [usize; 4], tensor: &'static str) -> Result<Self, Error> {
         check_reach(data.len(), 0, shape, strides.map(|s| s as isize), tensor)?;
         check_disjoint(shape, strides, tensor)?;
-        Ok(StridedMut { data, shape, strides })
+        Ok(StridedMut { memory: Memory::Slice(data), shape, strides })
     }
 
     /// Row-major over the whole slice.
@@ -464,9 +492,15 @@ pub(crate) struct DisjointRows<'a, T> {
     pieces: &'a [Range<usize>],
     /// Columns that stand in for the heads, where one matrix is split both ways.
     columns: Option<&'a [Range<usize>]>,
-    taken: Vec<AtomicBool>,
+    states: Vec<AtomicU8>,
+    fresh: Option<(&'a mut Vec<T>, Fill<T>)>,
     borrow: PhantomData<&'a mut [T]>,
 }
+
+/// A piece of fresh memory that was never claimed: nothing is written there.
+const UNTOUCHED: u8 = 0;
+const FREE: u8 = 1;
+const TAKEN: u8 = 2;
 
 // SAFETY: rows are handed out through `claim` only, which gives each piece to one thread at a time.
 #[allow(unsafe_code)]
@@ -477,25 +511,34 @@ unsafe impl<T: Send> Send for DisjointRows<'_, T> {}
 
 impl<'a, T> DisjointRows<'a, T> {
     /// # Panics
-    /// If the pieces are not ascending, disjoint ranges of rows.
+    /// If the pieces are not ascending, disjoint ranges of rows; of fresh memory, also if they leave rows out.
     pub(crate) fn new(out: &'a mut StridedMut<'_, T>, pieces: &'a [Range<usize>]) -> Self {
-        let [b, h, n, _] = out.shape;
+        let ([b, h, n, _], strides) = (out.shape, out.strides);
         assert_disjoint(pieces, n);
-        let taken = (0..b * h * pieces.len()).map(|_| AtomicBool::new(false)).collect();
-        let start = out.data.as_mut_ptr();
-        DisjointRows { start, shape: out.shape, strides: out.strides, pieces, columns: None, taken, borrow: PhantomData }
+        let (start, fresh) = match &mut out.memory {
+            Memory::Slice(data) => (data.as_mut_ptr(), None),
+            Memory::Fresh(values, _) if !values.is_empty() => (values.as_mut_ptr(), None),
+            Memory::Fresh(values, fill) => {
+                assert_eq!(pieces.iter().map(Range::len).sum::<usize>(), n, "rows are left out");
+                (values.as_mut_ptr(), Some((&mut **values, *fill)))
+            }
+        };
+        let states = states(b * h * pieces.len(), fresh.is_some());
+        DisjointRows { start, shape: out.shape, strides, pieces, columns: None, states, fresh, borrow: PhantomData }
     }
 
     /// The rows of one matrix, cut into `columns`: what is a head in [`DisjointRows::claim`] is then a range of columns.
     ///
     /// # Panics
-    /// If there are several heads, or the pieces or the columns are not ascending, disjoint ranges.
+    /// If there are several heads, or the pieces or the columns are not ascending, disjoint ranges, or leave out some of fresh memory.
     pub(crate) fn tiles(out: &'a mut StridedMut<'_, T>, pieces: &'a [Range<usize>], columns: &'a [Range<usize>]) -> Self {
         let [b, h, _, d] = out.shape;
         assert_eq!([b, h], [1, 1], "one matrix is cut");
         assert_disjoint(columns, d);
         let mut tiles = Self::new(out, pieces);
-        tiles.taken = (0..columns.len() * pieces.len()).map(|_| AtomicBool::new(false)).collect();
+        let all = columns.iter().map(Range::len).sum::<usize>() == d;
+        assert!(all || tiles.fresh.is_none(), "columns are left out");
+        tiles.states = states(columns.len() * pieces.len(), tiles.fresh.is_some());
         tiles.shape[1] = columns.len();
         tiles.columns = Some(columns);
         tiles
@@ -509,19 +552,45 @@ impl<'a, T> DisjointRows<'a, T> {
         let [batch, heads, ..] = self.shape;
         assert!(b < batch && h < heads, "no such head");
         let rows = self.pieces[piece].clone();
-        let taken = &self.taken[(b * heads + h) * self.pieces.len() + piece];
-        assert!(!taken.swap(true, Ordering::Acquire), "a piece of rows is claimed twice");
+        let state = &self.states[(b * heads + h) * self.pieces.len() + piece];
+        let before = state.swap(TAKEN, Ordering::Acquire);
+        assert!(before != TAKEN, "a piece of rows is claimed twice");
         let (offset, width) = match self.columns {
             Some(columns) => (columns[h].start, columns[h].len()),
             None => (b * self.strides[0] + h * self.strides[1], self.shape[3]),
         };
-        Claim {
-            start: self.start.wrapping_add(offset + rows.start * self.strides[2]),
-            rows: rows.len(),
-            width,
-            stride: self.strides[2],
-            taken,
-            borrow: PhantomData,
+        let start = self.start.wrapping_add(offset + rows.start * self.strides[2]);
+        // Not dropped, so never free, if filling it panics.
+        let claim = ManuallyDrop::new(Claim { start, rows: rows.len(), width, stride: self.strides[2], state, borrow: PhantomData });
+        if let (UNTOUCHED, Some((_, fill))) = (before, &self.fresh) {
+            claim.fill(*fill);
+        }
+        ManuallyDrop::into_inner(claim)
+    }
+}
+
+fn states(count: usize, fresh: bool) -> Vec<AtomicU8> {
+    (0..count).map(|_| AtomicU8::new(if fresh { UNTOUCHED } else { FREE })).collect()
+}
+
+impl<T> Drop for DisjointRows<'_, T> {
+    /// Fresh memory becomes the values of its vector; what nobody claimed is filled now.
+    fn drop(&mut self) {
+        let [batch, heads, n, d] = self.shape;
+        for at in 0..self.states.len() {
+            if self.fresh.is_some() && self.states[at].load(Ordering::Acquire) == UNTOUCHED {
+                let head = at / self.pieces.len();
+                drop(self.claim(head / heads, head % heads, at % self.pieces.len()));
+            }
+        }
+        let written = self.states.iter().all(|state| state.load(Ordering::Acquire) == FREE);
+        let heads = if self.columns.is_some() { 1 } else { heads };
+        if let (Some((values, _)), true) = (&mut self.fresh, written) {
+            // SAFETY: the vector has room for the shape, and the pieces, which cover it, were each filled by the claim that freed them.
+            #[allow(unsafe_code)]
+            unsafe {
+                values.set_len(batch * heads * n * d);
+            }
         }
     }
 }
@@ -538,11 +607,22 @@ pub(crate) struct Claim<'a, T> {
     rows: usize,
     width: usize,
     stride: usize,
-    taken: &'a AtomicBool,
+    state: &'a AtomicU8,
     borrow: PhantomData<&'a mut [T]>,
 }
 
 impl<T> Claim<'_, T> {
+    /// Writes to memory that holds nothing yet.
+    fn fill(&self, fill: Fill<T>) {
+        let together = self.stride == self.width;
+        let (count, length) = if together { (1, self.rows * self.width) } else { (self.rows, self.width) };
+        for i in 0..count {
+            // SAFETY: as for `row`, of memory that need not hold values.
+            #[allow(unsafe_code)]
+            fill(unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.stride).cast(), length) });
+        }
+    }
+
     /// Rows in this piece.
     pub(crate) fn rows(&self) -> usize {
         self.rows
@@ -580,7 +660,7 @@ impl<T: Element> Claim<'_, T> {
 
 impl<T> Drop for Claim<'_, T> {
     fn drop(&mut self) {
-        self.taken.store(false, Ordering::Release);
+        self.state.store(FREE, Ordering::Release);
     }
 }
 
@@ -654,6 +734,29 @@ mod tests {
         assert!(StridedMut::new(&mut data, [1, 2, 3, 4], [24, 0, 8, 1], "o").is_err());
         assert!(StridedMut::new(&mut data, [1, 1, 3, 4], [24, 0, 2, 1], "o").is_err());
         assert!(StridedMut::new(&mut data, [1, 1, 3, 4], [24, 0, 4, 2], "o").is_err());
+    }
+
+    #[test]
+    fn fresh_memory_is_zeros_until_written() {
+        let (mut values, pieces) = (vec![7.0f32; 3], [0..2, 2..3]);
+        let mut out = StridedMut::fresh(&mut values, [1, 2, 3, 4], [24, 4, 8, 1], "o").unwrap();
+        let rows = DisjointRows::new(&mut out, &pieces);
+        rows.claim(0, 1, 0).row(1).fill(1.0);
+        rows.claim(0, 1, 0).row(1)[0] += 1.0;
+        drop(rows);
+        let expected: Vec<f32> = (0..24)
+            .map(|i| {
+                if i == 12 {
+                    2.0
+                } else if (12..16).contains(&i) {
+                    1.0
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+        assert_eq!(values, expected);
+        assert!(StridedMut::fresh(&mut values, [1, 2, 3, 4], [24, 4, 9, 1], "o").is_err());
     }
 
     #[test]

@@ -676,3 +676,46 @@ fn what_does_not_fit_is_refused_with_its_numbers() {
         "dims: 6 rotary dims do not fit heads of 4"
     );
 }
+
+#[test]
+fn gelu_is_nothing_or_its_argument_far_from_zero() {
+    let x = [-f32::INFINITY, f32::MIN, -1e30, -20.0, -13.0, 13.0, 20.0, 1e30, f32::MAX, f32::INFINITY, f32::NAN];
+    let shape = [1, x.len()];
+    for level in levels() {
+        let (mut y, mut dx, par) = ([0.0f32; 11], [0.0f32; 11], Par::serial().level(level));
+        activation::forward(Activation::Gelu, &matrix(&x, shape), &mut out(&mut y, shape), par).unwrap();
+        activation::backward(Activation::Gelu, &matrix(&x, shape), &matrix(&[1.0; 11], shape), &mut out(&mut dx, shape), par).unwrap();
+        assert!(y[..5].iter().chain(&dx[..5]).all(|y| y.abs() < 1e-33), "{level}: {y:?} {dx:?}");
+        assert!(y[5..10] == x[5..10] && dx[5..10].iter().all(|dx| *dx == 1.0), "{level}: {y:?} {dx:?}");
+        assert!(y[10].is_nan() && dx[10].is_nan(), "{level}: {y:?} {dx:?}");
+    }
+}
+
+#[test]
+fn sums_over_parts_of_long_columns_are_those_of_the_definition() {
+    // More steps than one part takes, in blocks that are not whole tiles, of a transposed and of a plain left side.
+    for (m, n, k) in [(5, 7, 1000), (65, 130, 900), (9, 33, 3000)] {
+        let mut random = Random::new(11);
+        let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| random.normal()).collect() };
+        let (a, b) = (draw(m * k), draw(k * n));
+        let at = |turned: bool, i: usize, t: usize| if turned { a[t * m + i] } else { a[i * k + t] };
+        for turned in [false, true] {
+            let left = if turned { matrix(&a, [k, m]).transposed() } else { matrix(&a, [m, k]) };
+            let mut bits = Vec::new();
+            for threads in [1, 2, 3] {
+                let mut c = vec![f32::NAN; m * n];
+                let map = Linear::new(matrix(&b, [k, n]).transposed(), None);
+                map.forward(&left, &mut out(&mut c, [m, n]), None, Par::serial().threads(threads)).unwrap();
+                for (i, row) in c.chunks(n).enumerate() {
+                    for (j, found) in row.iter().enumerate() {
+                        let terms = (0..k).map(|t| f64::from(at(turned, i, t)) * f64::from(b[t * n + j]));
+                        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size): (f64, f64), x| (sum + x, size + x.abs()));
+                        assert!((f64::from(*found) - sum).abs() <= 1e-6 * size, "{m}x{n}x{k} [{i},{j}]: {found} for {sum}");
+                    }
+                }
+                bits.push(c.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            }
+            assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "threads change bits of {m}x{n}x{k}");
+        }
+    }
+}

@@ -18,6 +18,11 @@ use regard::{Attention, AttentionLayer, AttentionLayerConfig, Error};
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
+/// A step makes and drops a few hundred megabytes of tensors. The system's allocator hands memory back in between, and every step
+/// then asks for it again, page by page.
+#[global_allocator]
+static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const VOCABULARY: usize = 256;
 const LAYERS: usize = 4;
 const WIDTH: usize = 128;

@@ -88,15 +88,14 @@ enum Values {
 }
 
 impl Fresh {
-    /// Zeros of the dtype and order of `x`, a tensor that the kernels take.
+    /// Of the dtype and order of `x`, a tensor that the kernels take; zeros until it is written.
     pub(crate) fn like(x: &FlexTensor, shape: [usize; 4]) -> Self {
-        let count = shape.iter().product();
         let strides = x.layout().strides();
         let tokens_first = shape[1] > 1 && strides[2] > strides[1];
         let values = match x.dtype() {
-            DType::BF16 => Values::Bf16(vec![bf16::ZERO; count]),
-            DType::F16 => Values::F16(vec![f16::ZERO; count]),
-            _ => Values::F32(vec![0.0; count]),
+            DType::BF16 => Values::Bf16(Vec::new()),
+            DType::F16 => Values::F16(Vec::new()),
+            _ => Values::F32(Vec::new()),
         };
         Fresh { shape, tokens_first, values }
     }
@@ -106,9 +105,9 @@ impl Fresh {
         let (shape @ [_, h, n, d], first) = (self.shape, self.tokens_first);
         let strides = if first { [n * h * d, d, h * d, 1] } else { [h * n * d, n * d, d, 1] };
         Ok(match &mut self.values {
-            Values::F32(x) => ViewMut::F32(StridedMut::new(x, shape, strides, tensor)?),
-            Values::Bf16(x) => ViewMut::Bf16(StridedMut::new(x, shape, strides, tensor)?),
-            Values::F16(x) => ViewMut::F16(StridedMut::new(x, shape, strides, tensor)?),
+            Values::F32(x) => ViewMut::F32(StridedMut::fresh(x, shape, strides, tensor)?),
+            Values::Bf16(x) => ViewMut::Bf16(StridedMut::fresh(x, shape, strides, tensor)?),
+            Values::F16(x) => ViewMut::F16(StridedMut::fresh(x, shape, strides, tensor)?),
         })
     }
 
@@ -116,13 +115,18 @@ impl Fresh {
     pub(crate) fn into_tensor(self) -> FlexTensor {
         let [b, h, n, d] = self.shape;
         let stored = if self.tokens_first { [b, n, h, d] } else { self.shape };
-        let tensor = FlexTensor::from_data(match self.values {
-            Values::F32(x) => TensorData::new(x, stored),
-            Values::Bf16(x) => TensorData::new(x, stored),
-            Values::F16(x) => TensorData::new(x, stored),
-        });
+        let tensor = match self.values {
+            Values::F32(x) => whole(x, &stored),
+            Values::Bf16(x) => whole(x, &stored),
+            Values::F16(x) => whole(x, &stored),
+        };
         if self.tokens_first { tensor.transpose(1, 2) } else { tensor }
     }
+}
+
+/// Values as a tensor, zeros where nothing was written.
+fn whole<T: Stored>(values: Vec<T>, shape: &[usize]) -> FlexTensor {
+    Rows { values, shape: shape.to_vec() }.into_tensor()
 }
 
 /// A storage type of the kernels, as this device has it.
@@ -218,7 +222,7 @@ pub(crate) fn vector<T: Stored>(x: &FlexTensor) -> &[T] {
     &T::storage(x)[start..start + x.layout().num_elements()]
 }
 
-/// Memory for a result in rows.
+/// Memory for a result in rows, written where an operation's threads take it up.
 #[derive(Debug)]
 pub(crate) struct Rows<T> {
     values: Vec<T>,
@@ -227,7 +231,7 @@ pub(crate) struct Rows<T> {
 
 impl<T: Stored> Rows<T> {
     pub(crate) fn new(shape: &[usize]) -> Self {
-        Rows { values: vec![T::default(); shape.iter().product()], shape: shape.to_vec() }
+        Rows { values: Vec::new(), shape: shape.to_vec() }
     }
 
     /// Of the shape of another tensor.
@@ -235,17 +239,23 @@ impl<T: Stored> Rows<T> {
         Self::new(x.layout().shape())
     }
 
+    fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     pub(crate) fn matrix(&mut self, tensor: &'static str) -> Result<MatrixMut<'_, T>, Error> {
         let columns = self.shape.last().copied().unwrap_or(1);
-        let rows = self.values.len() / columns.max(1);
-        Ok(MatrixMut::new(&mut self.values, [rows, columns], tensor)?)
+        let rows = self.count() / columns.max(1);
+        Ok(MatrixMut::fresh(&mut self.values, [rows, columns], tensor)?)
     }
 
     pub(crate) fn slice(&mut self) -> &mut [T] {
+        self.values.resize(self.count(), T::default());
         &mut self.values
     }
 
-    pub(crate) fn into_tensor(self) -> FlexTensor {
+    pub(crate) fn into_tensor(mut self) -> FlexTensor {
+        self.slice();
         T::tensor(self.values, &self.shape)
     }
 }

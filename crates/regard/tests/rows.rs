@@ -193,6 +193,9 @@ fn norms() {
         let (weight, bias) = (given.vectors[0].clone(), given.vectors[1].clone());
         rows::layer_norm_added(given.row(0), given.row(1), weight, Some(bias), 1e-5).expect("it fits")
     });
+    check_widths(("rms_norm_added", &widths), [2, 1, 0], |given| {
+        rows::rms_norm_added(given.row(0), given.row(1), given.vectors[0].clone(), 1e-6).expect("it fits")
+    });
     check_widths(("rms_norm", &widths), [1, 1, 0], |given| rows::rms_norm(given.row(0), given.vectors[0].clone(), 1e-6).expect("it fits"));
 }
 

@@ -10,6 +10,11 @@ use crate::{Error, Par};
 use std::ops::Range;
 
 fn check_ids<I: Id>(ids: &[I], vocabulary: usize) -> Result<(), Error> {
+    // One comparison per id in lanes; the row is looked for only where there is one to name.
+    let outside = ids.iter().fold(false, |outside, id| outside | (id.to_i64() as u64 >= vocabulary as u64));
+    if !outside {
+        return Ok(());
+    }
     for (row, id) in ids.iter().enumerate().map(|(row, id)| (row, id.to_i64())) {
         if !(0..vocabulary as i64).contains(&id) {
             return Err(Error::value("ids", format!("row {row} has id {id}, the vocabulary has {vocabulary} entries")));
@@ -58,10 +63,14 @@ struct Gather<'a, T, I> {
 
 impl<T: Element, I: Id> Sweep for Gather<'_, T, I> {
     #[inline(always)]
-    fn block<S: Lanes>(&self, _: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
+    fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let mut y = self.y.claim(0, 0, block);
         for (i, id) in self.ids[rows].iter().enumerate() {
-            y.row(i).copy_from_slice(self.table.row(id.to_i64() as usize));
+            let (from, into) = (self.table.row(id.to_i64() as usize), y.row(i));
+            let into = &mut into[..from.len()];
+            for at in (0..from.len()).step_by(S::N) {
+                store(s, into, at, load(s, from, at, 0.0));
+            }
         }
     }
 }

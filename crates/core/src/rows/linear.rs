@@ -2,14 +2,14 @@
 //! Weights stored `[in, out]` are passed [`Matrix::transposed`]. x and W may differ in type; sums are f32.
 //!
 //! Backward, from `dz = f'(z) dy`: `dx = dz W`, `dW = dzᵀ x`, `db = Σ dz`. With an activation z must have been written by the
-//! forward pass. `dz` is the one array that is made, in f32.
+//! forward pass, and `dz` is the one array that is made, in f32; without one it is `dy`.
 
 use super::curve::{Activation, Curve, each_curve};
 use super::matrix::{Matrix, MatrixMut, check_length};
 use super::multiply::{Block, Finish, Grid, multiply};
 use super::sweep::{Sweep, blocks, load, pieces, store, sweep};
-use crate::simd::{Aligned, Lanes};
-use crate::view::{DisjointRows, Element, StridedMut};
+use crate::simd::{Aligned, Lanes, Rows};
+use crate::view::{Claim, DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
 
@@ -63,7 +63,7 @@ impl<'a, W: Element> Linear<'a, W> {
     ) -> Result<(), Error> {
         let shape = self.check(x)?;
         y.check(shape, "y")?;
-        let grid = Grid::new(shape);
+        let grid = Grid::new(shape, x.shape()[1]);
         let y = y.tiles(&grid.rows, &grid.columns);
         let z = match z {
             Some(z) => {
@@ -101,10 +101,27 @@ impl<'a, W: Element> Linear<'a, W> {
             (f, None) => return Err(Error::Combination(format!("the gradient of {} needs z", f.name()))),
         };
         z.check(shape, "z")?;
-        let dz = self.pull(dy, z, dbias.as_deref_mut(), par);
-        let dz = Matrix::new(&dz, shape, "dz")?;
+        if self.activation == Activation::None {
+            if let Some(dbias) = dbias {
+                self.pull((dy, z), None, Some(dbias), par)?;
+            }
+            return self.products(x, dy, (dx.as_deref_mut(), dweight.as_deref_mut()), par);
+        }
+        let mut dz = Vec::new();
+        self.pull((dy, z), Some(&mut MatrixMut::fresh(&mut dz, shape, "dz")?), dbias.as_deref_mut(), par)?;
+        self.products(x, &Matrix::new(&dz, shape, "dz")?, (dx.as_deref_mut(), dweight.as_deref_mut()), par)
+    }
+
+    /// `dx = dz W` and `dW = dzᵀ x`.
+    fn products<X: Element, Z: Element>(
+        &self,
+        x: &Matrix<'_, X>,
+        dz: &Matrix<'_, Z>,
+        (dx, dweight): (Option<&mut MatrixMut<'_, X>>, Option<&mut MatrixMut<'_, W>>),
+        par: Par,
+    ) -> Result<(), Error> {
         if let Some(dx) = dx {
-            plain(&dz, &self.weight, dx, par);
+            plain(dz, &self.weight, dx, par);
         }
         if let Some(dweight) = dweight {
             plain(&dz.transposed(), x, dweight, par);
@@ -113,22 +130,27 @@ impl<'a, W: Element> Linear<'a, W> {
     }
 
     /// `dz = f'(z) dy` and its column sums.
-    fn pull<X: Element>(&self, dy: &Matrix<'_, X>, z: &Matrix<'_, X>, dbias: Option<&mut [W]>, par: Par) -> Vec<f32> {
+    fn pull<X: Element>(
+        &self,
+        (dy, z): (&Matrix<'_, X>, &Matrix<'_, X>),
+        dz: Option<&mut MatrixMut<'_, f32>>,
+        dbias: Option<&mut [W]>,
+        par: Par,
+    ) -> Result<(), Error> {
         let shape @ [rows, out] = dy.shape();
         let smallest = blocks(shape).first().map_or(1, Range::len);
         let blocks = pieces(rows, smallest.max(rows.div_ceil(PARTS)));
         let ones = pieces(blocks.len(), 1);
-        let (mut dz, mut sums) = (vec![0.0f32; rows * out], vec![0.0f32; blocks.len() * out]);
-        let mut rows_of_dz = StridedMut::contiguous(&mut dz, [1, 1, rows, out], "dz").expect("the shape is its length");
-        let mut parts = StridedMut::contiguous(&mut sums, [1, 1, blocks.len(), out], "sums").expect("the shape is its length");
+        let mut sums = Vec::new();
+        let mut parts = MatrixMut::fresh(&mut sums, [blocks.len(), out], "sums")?;
+        let dz = dz.map(|dz| dz.share(&blocks));
         each_curve!(self.activation, curve => {
-            let work = Pull { curve, dy, z, dz: DisjointRows::new(&mut rows_of_dz, &blocks), sums: DisjointRows::new(&mut parts, &ones) };
-            sweep(&work, &blocks, rows * out, par);
+            sweep(&Pull { curve, dy, z, dz, sums: parts.share(&ones) }, &blocks, rows * out, par);
         });
         if let Some(dbias) = dbias {
             super::norm::sum_parts(&sums, out, 0, dbias);
         }
-        dz
+        Ok(())
     }
 }
 
@@ -145,7 +167,7 @@ pub struct Gradients<'a, 'd, X, W> {
 
 /// `c = a · b` and nothing else.
 fn plain<A: Element, B: Element, T: Element>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, c: &mut MatrixMut<'_, T>, par: Par) {
-    let grid = Grid::new(c.shape());
+    let grid = Grid::new(c.shape(), a.shape()[1]);
     let y = c.tiles(&grid.rows, &grid.columns);
     multiply(a, b, &grid, &Activate::<_, T, T> { curve: super::curve::Line, bias: None, y, z: None }, par);
 }
@@ -157,20 +179,35 @@ struct Activate<'a, F, X, W> {
     z: Option<DisjointRows<'a, X>>,
 }
 
+/// A block of what [`Activate`] writes.
+struct Open<'a, X, W> {
+    y: Claim<'a, X>,
+    z: Option<Claim<'a, X>>,
+    bias: &'a [W],
+}
+
 impl<F: Curve, X: Element, W: Element> Finish for Activate<'_, F, X, W> {
-    #[inline(always)]
-    fn finish<S: Lanes>(&self, s: S, block: &Block, values: &[f32], stride: usize) {
+    type Open<'a>
+        = Open<'a, X, W>
+    where
+        Self: 'a;
+
+    fn open(&self, block: &Block) -> Open<'_, X, W> {
         let [row, column] = block.at;
-        let mut y = self.y.claim(0, column, row);
-        let mut z = self.z.as_ref().map(|z| z.claim(0, column, row));
         let bias = self.bias.map_or(&[][..], |bias| &bias[block.columns.clone()]);
-        for (i, values) in values.chunks_exact(stride).take(block.rows.len()).enumerate() {
-            let y = y.row(i);
+        Open { y: self.y.claim(0, column, row), z: self.z.as_ref().map(|z| z.claim(0, column, row)), bias }
+    }
+
+    #[inline(always)]
+    fn finish<S: Lanes>(&self, s: S, open: &mut Open<'_, X, W>, [rows, columns]: [Range<usize>; 2], values: Rows<'_>) {
+        let bias = if open.bias.is_empty() { open.bias } else { &open.bias[columns.clone()] };
+        for (i, row) in rows.enumerate() {
+            let (values, y) = (values.from(i).data, &mut open.y.row(row)[columns.clone()]);
             for at in (0..y.len()).step_by(S::N) {
-                let sum = s.load(&values[at..]);
+                let sum = load(s, values, at, 0.0);
                 let sum = if bias.is_empty() { sum } else { s.add(sum, load(s, bias, at, 0.0)) };
-                if let Some(z) = &mut z {
-                    store(s, z.row(i), at, sum);
+                if let Some(z) = &mut open.z {
+                    store(s, &mut z.row(row)[columns.clone()], at, sum);
                 }
                 store(s, y, at, self.curve.value(s, sum));
             }
@@ -182,7 +219,8 @@ struct Pull<'a, F, X> {
     curve: F,
     dy: &'a Matrix<'a, X>,
     z: &'a Matrix<'a, X>,
-    dz: DisjointRows<'a, f32>,
+    /// Absent where it is dy.
+    dz: Option<DisjointRows<'a, f32>>,
     /// Column sums of each block.
     sums: DisjointRows<'a, f32>,
 }
@@ -190,13 +228,16 @@ struct Pull<'a, F, X> {
 impl<F: Curve, X: Element> Sweep for Pull<'_, F, X> {
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
-        let (mut dz, mut sums) = (self.dz.claim(0, 0, block), self.sums.claim(0, 0, block));
+        let (mut claim, mut sums) = (self.dz.as_ref().map(|dz| dz.claim(0, 0, block)), self.sums.claim(0, 0, block));
         let sums = sums.row(0);
         for (i, row) in rows.enumerate() {
-            let (dy, z, dz) = (self.dy.row(row), self.z.row(row), dz.row(i));
+            let (dy, z) = (self.dy.row(row), self.z.row(row));
+            let mut dz = claim.as_mut().map(|dz| dz.row(i));
             for at in (0..dy.len()).step_by(S::N) {
                 let slope = s.mul(self.curve.slope(s, load(s, z, at, 0.0)), load(s, dy, at, 0.0));
-                store(s, dz, at, slope);
+                if let Some(dz) = &mut dz {
+                    store(s, dz, at, slope);
+                }
                 store(s, sums, at, s.add(load(s, sums, at, 0.0), slope));
             }
         }

@@ -82,6 +82,17 @@ impl<'a, T: Copy> Matrix<'a, T> {
 #[derive(Debug)]
 pub struct MatrixMut<'a, T>(StridedMut<'a, T>);
 
+impl<'a, T: Copy + Default> MatrixMut<'a, T> {
+    /// Memory of its own: see [`StridedMut::fresh`].
+    ///
+    /// # Errors
+    /// None: rows that follow one another neither overlap nor leave gaps.
+    pub fn fresh(values: &'a mut Vec<T>, [rows, columns]: [usize; 2], tensor: &'static str) -> Result<Self, Error> {
+        let size = rows * columns;
+        Ok(MatrixMut(StridedMut::fresh(values, [1, 1, rows, columns], [size, size, columns, 1], tensor)?))
+    }
+}
+
 impl<'a, T> MatrixMut<'a, T> {
     /// Rows that follow one another from the front of `data`.
     ///

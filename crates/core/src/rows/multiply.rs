@@ -1,19 +1,21 @@
 //! The blocked product of two matrices, `C = A·B`, `[m,k] · [k,n]`, of any strides and storage types, in f32.
 //!
-//! A job is a block of C. It copies its part of A and B, a step of k at a time, to scratch where the register tile
-//! ([`crate::simd::product`]) can read them, widened and with B in panels of two registers: so 16-bit weights, transposed
-//! weights and gradients are the same code, and no widened copy of a whole matrix exists. Rows of f32 in A are read where they stand. What follows the product (bias,
-//! activation, rounding) is done to the block of C while it is in the cache.
+//! A job is a block of C, or, where C is small and k is long, a block over a part of k. It copies its part of A and B, a step of
+//! k at a time, to scratch where the register tile ([`crate::simd::product`]) can read them, widened and with B in panels of two
+//! registers: so 16-bit weights, transposed weights and gradients are the same code, and no widened copy of a whole matrix
+//! exists. Rows of f32 in A are read where they stand, and a transposed A is copied as it lies and read across. What follows the
+//! product (bias, activation, rounding) is done to a tile of C as it leaves the registers.
 //!
-//! Blocks and steps of k are a function of the shapes, and a sum runs over k in order: the same bits for any number of threads.
+//! Blocks, parts and steps of k are a function of the shapes, and sums run over k in order, part by part: the same bits for any
+//! number of threads.
 
 use super::matrix::Matrix;
-use super::sweep::{load, pieces};
+use super::sweep::{load, pieces, store};
 use crate::Par;
 use crate::par::Jobs;
-use crate::simd::{Aligned, Along, Lanes, Rows, Task, dispatch, product};
-use crate::view::Element;
-use std::cell::RefCell;
+use crate::simd::{Across, Aligned, Along, Lanes, Left, Rows, Task, dispatch, product};
+use crate::view::{Claim, DisjointRows, Element, StridedMut};
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 /// Rows, columns of a block of C at most.
@@ -24,51 +26,76 @@ const SMALLEST: [usize; 2] = [64, 64];
 const JOBS: usize = 16;
 /// Steps of k at most: a panel of B then takes 32 KB.
 const STEPS: usize = 256;
+/// Steps of k that a part has at least.
+const PART: usize = 384;
+/// Rows of a block whose sums are finished while they are in the nearest cache.
+const GROUP: usize = 64;
 /// Registers in a row of the tile.
 const C: usize = 2;
 /// With so many rows or fewer a product is bound by reading B, which is then read once and where it stands.
 const FEW: usize = 4;
 
-/// What is done to a finished block of C.
+/// What is done to finished values of C.
 pub(super) trait Finish: Sync {
-    /// `values` holds the rows of the block, `stride` apart.
-    fn finish<S: Lanes>(&self, s: S, block: &Block, values: &[f32], stride: usize);
+    /// What is held while the values of a block are finished.
+    type Open<'a>
+    where
+        Self: 'a;
+
+    /// Before the first values of a block.
+    fn open(&self, block: &Block) -> Self::Open<'_>;
+
+    /// `values` holds rows and columns `tile`, counted from the start of the block, `stride` apart.
+    fn finish<S: Lanes>(&self, s: S, open: &mut Self::Open<'_>, tile: [Range<usize>; 2], values: Rows<'_>);
 }
 
-/// A block of C: its number along both directions, and its rows and columns.
+/// A block of C: its number along both directions, and its rows and columns; and the job that it is for.
 #[derive(Debug)]
 pub(super) struct Block {
+    job: usize,
     pub(super) at: [usize; 2],
     pub(super) rows: Range<usize>,
     pub(super) columns: Range<usize>,
 }
 
-/// How C is divided.
+/// How C is divided, and k between jobs.
 #[derive(Debug)]
 pub(super) struct Grid {
     pub(super) rows: Vec<Range<usize>>,
     pub(super) columns: Vec<Range<usize>>,
+    /// Steps of k that a job takes.
+    parts: Vec<Range<usize>>,
+    /// Values of the largest block, its rim included.
+    largest: usize,
 }
 
 impl Grid {
-    pub(super) fn new([m, n]: [usize; 2]) -> Self {
-        let mut size = [m, n];
-        for d in 0..2 {
-            size[d] = even(size[d], BLOCK[d]);
-        }
-        while m.div_ceil(size[0]) * n.div_ceil(size[1]) < JOBS {
+    /// For C `[m,n]` and sums over `k`.
+    pub(super) fn new([m, n]: [usize; 2], k: usize) -> Self {
+        let mut size = [even(m, BLOCK[0]), even(n, BLOCK[1])];
+        let count = |size: [usize; 2]| (m.div_ceil(size[0]) * n.div_ceil(size[1])).max(1);
+        let parts = if m <= FEW { 1 } else { (JOBS / count(size)).min(k / PART).max(1) };
+        while parts == 1 && count(size) < JOBS {
             let d = usize::from(size[1] > size[0]);
             if size[d] / 2 < SMALLEST[d] {
                 break;
             }
             size[d] = even(size[d], size[d] / 2);
         }
-        Grid { rows: pieces(m, size[0]), columns: pieces(n, size[1]) }
+        let parts = runs(0..k, k.div_ceil(parts).max(1)).collect();
+        Grid { rows: pieces(m, size[0]), columns: pieces(n, size[1]), parts, largest: size[0] * size[1] }
     }
 
-    fn block(&self, job: usize) -> Block {
-        let at = [job % self.rows.len(), job / self.rows.len()];
-        Block { at, rows: self.rows[at[0]].clone(), columns: self.columns[at[1]].clone() }
+    fn blocks(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    /// The block of a job, and its part of k.
+    fn block(&self, job: usize) -> (Block, Range<usize>) {
+        let (number, part) = (job % self.blocks(), job / self.blocks());
+        let at = [number % self.rows.len(), number / self.rows.len()];
+        let block = Block { job, at, rows: self.rows[at[0]].clone(), columns: self.columns[at[1]].clone() };
+        (block, self.parts[part].clone())
     }
 }
 
@@ -77,28 +104,30 @@ fn even(whole: usize, most: usize) -> usize {
     whole.div_ceil(whole.div_ceil(most).max(1)).next_multiple_of(32).max(1)
 }
 
-/// Computes every block of `a · b` and hands it to `finish`.
+/// Computes every block of `a · b` and hands its values to `finish`.
 pub(super) fn multiply<A: Element, B: Element>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, grid: &Grid, finish: &impl Finish, par: Par) {
-    let [m, k] = a.shape();
-    let n = b.shape()[1];
-    let flops = 2.0 * m as f64 * k as f64 * n as f64;
-    par.run(grid.rows.len() * grid.columns.len(), flops, |jobs| {
-        SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { a, b, grid, finish, jobs, scratch }));
+    if grid.parts.len() == 1 {
+        return Blocks { a, b, grid, finish }.run(par);
+    }
+    let jobs = grid.parts.len() * grid.blocks();
+    let mut memory = PARTS.take();
+    let sums = memory.take(jobs * grid.largest);
+    let ones = pieces(jobs, 1);
+    let mut rows = StridedMut::contiguous(sums, [1, 1, jobs, grid.largest], "sums").expect("so many were taken");
+    let keep = Keep(DisjointRows::new(&mut rows, &ones));
+    Blocks { a, b, grid, finish: &keep }.run(par);
+    drop(keep);
+    par.run(grid.blocks(), (jobs * grid.largest) as f64, |jobs| {
+        dispatch(par.level_in_use(), Total { grid, sums, finish, jobs });
     });
+    PARTS.set(memory);
 }
 
 thread_local! {
     /// Kept from call to call: fresh pages would cost a small product a tenth of its time.
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { a: Aligned::new(), b: Aligned::new(), c: Aligned::new() }) };
-}
-
-struct Worker<'a, A, B, F> {
-    a: &'a Matrix<'a, A>,
-    b: &'a Matrix<'a, B>,
-    grid: &'a Grid,
-    finish: &'a F,
-    jobs: &'a Jobs,
-    scratch: &'a mut Scratch,
+    /// Sums over parts of k, out of their place while a call of this thread fills them.
+    static PARTS: Cell<Aligned<f32>> = const { Cell::new(Aligned::new()) };
 }
 
 struct Scratch {
@@ -107,58 +136,164 @@ struct Scratch {
     c: Aligned<f32>,
 }
 
-impl<A: Element, B: Element, F: Finish> Task for Worker<'_, A, B, F> {
+/// Keeps the sums of parts.
+struct Keep<'a>(DisjointRows<'a, f32>);
+
+impl Finish for Keep<'_> {
+    type Open<'a>
+        = (Claim<'a, f32>, usize)
+    where
+        Self: 'a;
+
+    fn open(&self, block: &Block) -> Self::Open<'_> {
+        (self.0.claim(0, 0, block.job), block.columns.len())
+    }
+
+    #[inline(always)]
+    fn finish<S: Lanes>(&self, _: S, (sums, stride): &mut (Claim<'_, f32>, usize), [rows, columns]: [Range<usize>; 2], values: Rows<'_>) {
+        let sums = sums.row(0);
+        for (i, row) in rows.enumerate() {
+            let values = &values.from(i).data[..columns.len()];
+            sums[row * *stride + columns.start..][..columns.len()].copy_from_slice(values);
+        }
+    }
+}
+
+/// Adds what was kept, in the order of parts, and finishes it.
+struct Total<'a, F> {
+    grid: &'a Grid,
+    sums: &'a [f32],
+    finish: &'a F,
+    jobs: &'a Jobs,
+}
+
+impl<F: Finish> Task for Total<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let Worker { a, b, grid, finish, jobs, scratch } = self;
-        let work = Blocks { a, b, finish };
-        while let Some(job) = jobs.take() {
-            work.block::<S, R>(s, &grid.block(job), scratch);
+        let Total { grid, sums, finish, jobs } = self;
+        let mut total = [0.0f32; BLOCK[1]];
+        while let Some(number) = jobs.take() {
+            let (block, _) = grid.block(number);
+            let (mut open, width) = (finish.open(&block), block.columns.len());
+            for row in 0..block.rows.len() {
+                let total = &mut total[..width];
+                total.fill(0.0);
+                for part in sums.chunks_exact(grid.largest).skip(number).step_by(grid.blocks()) {
+                    let part = &part[row * width..][..width];
+                    for at in (0..width).step_by(S::N) {
+                        store(s, total, at, s.add(load(s, total, at, 0.0), load(s, part, at, 0.0)));
+                    }
+                }
+                finish.finish(s, &mut open, [row..row + 1, 0..width], Rows::new(total, width));
+            }
         }
     }
 }
 
-/// What is the same for all blocks.
+/// A product on its way.
 struct Blocks<'a, A, B, F> {
     a: &'a Matrix<'a, A>,
     b: &'a Matrix<'a, B>,
+    grid: &'a Grid,
     finish: &'a F,
 }
 
 impl<A: Element, B: Element, F: Finish> Blocks<'_, A, B, F> {
-    #[inline(always)]
-    fn block<S: Lanes, const R: usize>(&self, s: S, block: &Block, scratch: &mut Scratch) {
-        let panel = C * S::N;
-        let (m, n) = (block.rows.len().next_multiple_of(R), block.columns.len().next_multiple_of(panel));
-        let k = self.a.shape()[1];
-        let c = scratch.c.take(m * n);
-        c.fill(0.0);
-        if self.are_few() {
-            s.vectorize(FewRows { work: self, block, c, n });
-            return self.finish.finish(s, block, c, n);
-        }
-        let size = k.div_ceil(k.div_ceil(STEPS).max(1)).max(1);
-        for start in (0..k).step_by(size) {
-            let steps = start..k.min(start + size);
-            let a = left::<S, A>(s, self.a, [block.rows.clone(), steps.clone()], m, &mut scratch.a);
-            let b = scratch.b.take(n * steps.len());
-            for (first, panel_of_b) in (0..n).step_by(panel).zip(b.chunks_exact_mut(panel * steps.len())) {
-                let start = block.columns.start + first;
-                let columns = start..block.columns.end.min(start + panel);
-                pack(s, self.b, [steps.clone(), columns], panel_of_b, panel);
-            }
-            s.vectorize(AddStep::<R> { a, b, c, n, steps: steps.len() });
-        }
-        self.finish.finish(s, block, c, n);
+    fn run(&self, par: Par) {
+        let [[m, k], [_, n]] = [self.a.shape(), self.b.shape()];
+        let flops = 2.0 * m as f64 * k as f64 * n as f64;
+        par.run(self.grid.parts.len() * self.grid.blocks(), flops, |jobs| {
+            SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { work: self, jobs, scratch }));
+        });
     }
-}
 
-impl<A: Element, B: Element, F> Blocks<'_, A, B, F> {
     /// Whether few rows meet columns whose elements are neighbours.
     fn are_few(&self) -> bool {
         self.a.shape()[0] <= FEW && self.a.strides()[1] == 1 && self.b.strides()[0] == 1
+    }
+
+    #[inline(always)]
+    fn few<S: Lanes>(&self, s: S, block: &Block, scratch: &mut Scratch) {
+        let n = block.columns.len().next_multiple_of(C * S::N);
+        let c = scratch.c.take(block.rows.len() * n);
+        s.vectorize(FewRows { work: self, block, c, n });
+        self.finish.finish(s, &mut self.finish.open(block), [0..block.rows.len(), 0..block.columns.len()], Rows::new(c, n));
+    }
+
+    #[inline(always)]
+    fn block<S: Lanes, const R: usize>(&self, s: S, (block, part): (&Block, Range<usize>), scratch: &mut Scratch) {
+        let (panel, m) = (C * S::N, block.rows.len().next_multiple_of(R));
+        let size = part.len().div_ceil(part.len().div_ceil(STEPS).max(1)).max(1);
+        // All of C is kept only where there are further steps to add; else one strip.
+        let strips = if size < part.len() { block.columns.len().div_ceil(panel) } else { 1 };
+        let (c, mut open) = (scratch.c.take(strips * m * panel), self.finish.open(block));
+        for steps in runs(part.clone(), size) {
+            let a = left(s, self.a, [block.rows.clone(), steps.clone()], m, &mut scratch.a);
+            let b = scratch.b.take(panel * steps.len());
+            for (i, columns) in runs(block.columns.clone(), panel).enumerate() {
+                s.vectorize(Pack { from: self.b, part: [steps.clone(), columns.clone()], into: b, stride: panel });
+                let strip = Strip { a, b: Rows::new(b, panel), first: steps.start == part.start, steps: steps.len() };
+                let columns = columns.start - block.columns.start..columns.end - block.columns.start;
+                for (rows, c) in runs(0..m, GROUP).zip(c[i % strips * m * panel..].chunks_mut(GROUP * panel)) {
+                    strip.add(s, rows.clone(), c);
+                    if steps.end == part.end {
+                        let rows = rows.start..block.rows.len().min(rows.end);
+                        self.finish.finish(s, &mut open, [rows, columns.clone()], Rows::new(c, panel));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A step of k for the columns of a panel.
+struct Strip<'a> {
+    a: Side<'a>,
+    b: Rows<'a>,
+    first: bool,
+    steps: usize,
+}
+
+impl Strip<'_> {
+    /// Adds it to rows of C, a panel wide.
+    #[inline(always)]
+    fn add<S: Lanes>(&self, s: S, rows: Range<usize>, c: &mut [f32]) {
+        let Strip { b, first, steps, .. } = *self;
+        let c = &mut c[..rows.len() * b.stride];
+        match self.a {
+            Side::Along(a) => s.vectorize(AddStep { a: a.below(rows.start), b, c, first, steps }),
+            Side::Across(a) => s.vectorize(AddStep { a: a.below(rows.start), b, c, first, steps }),
+        }
+    }
+}
+
+/// Parts of a range, one of nothing if it is empty.
+fn runs(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = range.len().div_ceil(size).max(1);
+    (0..count).map(move |i| range.start + i * size..range.end.min(range.start + (i + 1) * size))
+}
+
+struct Worker<'a, W> {
+    work: &'a W,
+    jobs: &'a Jobs,
+    scratch: &'a mut Scratch,
+}
+
+impl<A: Element, B: Element, F: Finish> Task for Worker<'_, Blocks<'_, A, B, F>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        while let Some(job) = self.jobs.take() {
+            let (block, part) = self.work.grid.block(job);
+            if self.work.are_few() {
+                self.work.few(s, &block, self.scratch);
+            } else {
+                self.work.block::<S, R>(s, (&block, part), self.scratch);
+            }
+        }
     }
 }
 
@@ -201,42 +336,49 @@ impl<A: Element, B: Element, F> Task for FewRows<'_, '_, A, B, F> {
     }
 }
 
-/// `c += a·b` for packed a and b.
-struct AddStep<'a, const R: usize> {
-    a: Rows<'a>,
-    b: &'a [f32],
+/// `c = a·b`, or `c += a·b` after the first step, for a that can be read in tiles and a panel of b.
+struct AddStep<'a, A> {
+    a: A,
+    b: Rows<'a>,
+    /// Rows of a panel.
     c: &'a mut [f32],
-    n: usize,
+    first: bool,
     steps: usize,
 }
 
-impl<const TILE: usize> Task for AddStep<'_, TILE> {
+impl<A: Left> Task for AddStep<'_, A> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
         let panel = C * S::N;
-        for (i, b) in self.b.chunks_exact(panel * self.steps).enumerate() {
-            let b = Rows::new(b, panel);
-            for (tile, rows) in self.c.chunks_exact_mut(TILE * self.n).enumerate() {
-                let mut acc = [[s.zero(); C]; TILE];
-                for (r, row) in acc.iter_mut().enumerate() {
-                    for (c, x) in row.iter_mut().enumerate() {
-                        *x = s.load(&rows[r * self.n + i * panel + c * S::N..]);
+        for (tile, values) in self.c.chunks_exact_mut(R * panel).enumerate() {
+            let mut acc = [[s.zero(); C]; R];
+            if !self.first {
+                for (r, sums) in acc.iter_mut().enumerate() {
+                    for (c, x) in sums.iter_mut().enumerate() {
+                        *x = s.load(&values[r * panel + c * S::N..]);
                     }
                 }
-                let acc = product::<S, _, TILE, C>(s, acc, Along(self.a.from(tile * TILE)), b, self.steps);
-                for (r, row) in acc.iter().enumerate() {
-                    for (c, x) in row.iter().enumerate() {
-                        s.store(&mut rows[r * self.n + i * panel + c * S::N..], *x);
-                    }
+            }
+            let acc = product::<S, _, R, C>(s, acc, self.a.below(tile * R), self.b, self.steps);
+            for (r, sums) in acc.iter().enumerate() {
+                for (c, x) in sums.iter().enumerate() {
+                    s.store(&mut values[r * panel + c * S::N..], *x);
                 }
             }
         }
     }
 }
 
-/// A part of A where it stands, if that is `count` rows of f32, else a copy.
+/// A part of A as the tile reads it.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    Along(Along<'a>),
+    Across(Across<'a>),
+}
+
+/// A part of A where it stands, if that is `count` rows of f32, else a copy, in which columns stay columns.
 #[inline(always)]
 fn left<'a, S: Lanes, T: Element>(
     s: S,
@@ -244,37 +386,56 @@ fn left<'a, S: Lanes, T: Element>(
     [rows, steps]: [Range<usize>; 2],
     count: usize,
     scratch: &'a mut Aligned<f32>,
-) -> Rows<'a> {
+) -> Side<'a> {
     if let ([step, 1], true) = (from.strides(), rows.len() == count)
         && step > 0
         && let Some(values) = T::as_f32(from.tail(rows.start, steps.start))
     {
-        return Rows::new(values, step as usize);
+        return Side::Along(Along(Rows::new(values, step as usize)));
     }
     // Rows at odd multiples of a cache line, so that they do not meet in the same sets.
-    let stride = steps.len().next_multiple_of(32) + 16;
+    let odd = |length: usize| length.next_multiple_of(32) + 16;
+    if from.strides()[0] == 1 {
+        let stride = odd(count);
+        let into = scratch.take(steps.len().max(1) * stride);
+        s.vectorize(Pack { from: &from.transposed(), part: [steps, rows], into, stride });
+        return Side::Across(Across(Rows::new(into, stride)));
+    }
+    let stride = odd(steps.len());
     let into = scratch.take(count * stride);
-    pack(s, from, [rows, steps], into, stride);
-    Rows::new(into, stride)
+    s.vectorize(Pack { from, part: [rows, steps], into, stride });
+    Side::Along(Along(Rows::new(into, stride)))
 }
 
 /// Copies a part of a matrix to rows `stride` apart, widened.
-#[inline(always)]
-fn pack<S: Lanes, T: Element>(s: S, from: &Matrix<'_, T>, [rows, columns]: [Range<usize>; 2], into: &mut [f32], stride: usize) {
-    if rows.is_empty() || columns.is_empty() {
-        return;
-    }
-    match from.strides() {
-        [_, 1] => {
-            for (row, to) in rows.zip(into.chunks_mut(stride)) {
-                widen(s, &from.tail(row, columns.start)[..columns.len()], to);
-            }
+struct Pack<'a, 'm, T> {
+    from: &'a Matrix<'m, T>,
+    part: [Range<usize>; 2],
+    into: &'a mut [f32],
+    stride: usize,
+}
+
+impl<T: Element> Task for Pack<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let Pack { from, part: [rows, columns], into, stride } = self;
+        if rows.is_empty() || columns.is_empty() {
+            return;
         }
-        [1, _] => turn(s, from, [rows, columns], into, stride),
-        _ => {
-            for (row, to) in rows.zip(into.chunks_mut(stride)) {
-                for (column, to) in columns.clone().zip(to) {
-                    *to = from.at(row, column).to_f32();
+        match from.strides() {
+            [_, 1] => {
+                for (row, to) in rows.zip(into.chunks_mut(stride)) {
+                    widen(s, &from.tail(row, columns.start)[..columns.len()], to);
+                }
+            }
+            [1, _] => turn(s, from, [rows, columns], into, stride),
+            _ => {
+                for (row, to) in rows.zip(into.chunks_mut(stride)) {
+                    for (column, to) in columns.clone().zip(to) {
+                        *to = from.at(row, column).to_f32();
+                    }
                 }
             }
         }
@@ -292,13 +453,18 @@ fn widen<S: Lanes, T: Element>(s: S, from: &[T], into: &mut [f32]) {
     }
 }
 
-/// [`pack`] where columns are contiguous: squares of one register are transposed, the rim goes element by element.
+/// [`Pack`] where columns are contiguous: squares of one register are transposed, the rim goes element by element.
 #[inline(always)]
 fn turn<S: Lanes, T: Element>(s: S, from: &Matrix<'_, T>, [rows, columns]: [Range<usize>; 2], into: &mut [f32], stride: usize) {
     let mut square = [0.0f32; 256];
     let (high, wide) = (rows.len() / S::N * S::N, columns.len() / S::N * S::N);
     for c in (0..wide).step_by(S::N) {
         for r in (0..high).step_by(S::N) {
+            let (values, step) = (from.tail(rows.start + r, columns.start + c), from.strides()[1]);
+            if let (Some(values), true) = (T::as_f32(values), step > 0) {
+                s.transpose(values, step as usize, &mut into[r * stride + c..], stride, 1.0);
+                continue;
+            }
             for i in 0..S::N {
                 s.store(&mut square[i * S::N..], T::load(s, from.tail(rows.start + r, columns.start + c + i)));
             }

@@ -67,6 +67,7 @@ impl Turns {
                 }
             }
         });
+        drop([cosines, sines]);
         Turns { pairing, dims, tokens: positions.len(), width, cos, sin }
     }
 

@@ -39,6 +39,8 @@ pub trait Left: Copy {
     fn data(&self) -> &[f32];
     /// Where row `r` stands at step `t`.
     fn at(&self, r: usize, t: usize) -> usize;
+    /// The tile whose first row is row `first` of this one.
+    fn below(self, first: usize) -> Self;
 }
 
 /// Row `r` of the tile is a row: `a(r, t) = data[r·stride + t]`.
@@ -58,6 +60,10 @@ impl Left for Along<'_> {
     fn at(&self, r: usize, t: usize) -> usize {
         r * self.0.stride + t
     }
+    #[inline(always)]
+    fn below(self, first: usize) -> Self {
+        Along(self.0.from(first))
+    }
 }
 
 impl Left for Across<'_> {
@@ -68,6 +74,10 @@ impl Left for Across<'_> {
     #[inline(always)]
     fn at(&self, r: usize, t: usize) -> usize {
         t * self.0.stride + r
+    }
+    #[inline(always)]
+    fn below(self, first: usize) -> Self {
+        Across(Rows { data: &self.0.data[first..], stride: self.0.stride })
     }
 }
 

@@ -27,7 +27,7 @@ pub use activation::{activation, gelu, silu};
 pub use cross_entropy::{Labels, cross_entropy};
 pub use embedding::embedding;
 pub use linear::linear;
-pub use norm::{layer_norm, layer_norm_added, rms_norm};
+pub use norm::{layer_norm, layer_norm_added, rms_norm, rms_norm_added};
 pub use regard_core::rows::{Activation, Frequencies, Pairing, Rotary, Scaling, Yarn};
 pub use rotary::{Turns, rotary};
 pub use softmax::{log_softmax, softmax};
