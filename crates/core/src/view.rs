@@ -401,14 +401,23 @@ impl<'a, T> StridedMut<'a, T> {
     pub fn shape(&self) -> [usize; 4] {
         self.shape
     }
+}
 
-    /// Heads `first`, `first + step` and so on.
+impl<T: Copy + Default> StridedMut<'_, T> {
+    /// Heads `first`, `first + step` and so on. Fresh memory is filled with zeros first.
     pub(crate) fn every(&mut self, first: usize, step: usize) -> StridedMut<'_, T> {
         let [b, h, n, d] = self.shape;
         let [batch, head, row, element] = self.strides;
-        let start = (first * head).min(self.data.len());
+        let data: &mut [T] = match &mut self.memory {
+            Memory::Slice(data) => data,
+            Memory::Fresh(values, _) => {
+                values.resize(b * h * n * d, T::default());
+                values
+            }
+        };
+        let start = (first * head).min(data.len());
         StridedMut {
-            data: &mut self.data[start..],
+            memory: Memory::Slice(&mut data[start..]),
             shape: [b, (h - first).div_ceil(step), n, d],
             strides: [batch, head * step, row, element],
         }
