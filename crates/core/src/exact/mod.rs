@@ -2,10 +2,12 @@
 
 mod backward;
 mod careful;
+mod chunks;
 mod dbias;
 mod decode;
 mod dropout;
 mod forward;
+mod live;
 mod pack;
 mod plan;
 mod received;
