@@ -318,7 +318,7 @@ impl Scope<'_> {
         let last = if position < self.sinks { FAR } else { position.saturating_add(self.left).min(FAR) };
         let Some(until) = self.until.map(|until| until[row]) else { return (first, last) };
         if until <= 0 {
-            return (1, 0);
+            return (first, -FAR - 1);
         }
         let alive = if self.positions.is_none() && until >= self.for_ever { FAR } else { until.min(i64::from(FAR)) as i32 - 1 };
         (first, last.min(alive))

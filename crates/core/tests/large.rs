@@ -56,6 +56,16 @@ fn lifetimes_with_a_softcap() {
     verify("lifetimes, soft-cap", &heads, &heads.problem(Sight::causal().until(&until), Scores::new().softcap(3.0)));
 }
 
+/// So many heads that a job of the backward pass takes several pieces of keys.
+#[test]
+fn lifetimes_of_sixteen_heads() {
+    const SHORT: usize = 1100;
+    let heads = Heads::single(sizes([16, 16], [SHORT, SHORT], [16, 8]), 31);
+    let random = &mut Random::new(31);
+    let until: Vec<i64> = (0..16).flat_map(|_| lifetimes(SHORT, random)).collect();
+    verify("lifetimes of sixteen heads", &heads, &heads.problem(Sight::causal().until(&until), Scores::new()));
+}
+
 #[test]
 fn packed_sequences_with_a_dense_bias_and_dropout() {
     let heads = Heads::single(sizes([1, 1], [N, N], [16, 16]), 4).with_bias([1, 1], 5);

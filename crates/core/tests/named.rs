@@ -710,3 +710,77 @@ fn dropout_depends_on_seed_and_step_alone() {
     let none = with(Dropout { probability: 0.0, ..first });
     assert_same_bits(&none, &heads.run(&heads.problem(Sight::causal(), Scores::new()), Par::default()), "probability 0");
 }
+
+/// Lifetimes of every kind: none, short, long, for ever, and over before they start.
+fn scattered(count: usize, seed: u64) -> Vec<i64> {
+    let random = &mut Random::new(seed);
+    let mut until = |j: usize| match random.below(8) {
+        0 => random.pick(&[-3, 0]),
+        1 => j as i64 - 2,
+        2 | 3 => i64::MAX,
+        4 => count as i64 / 2,
+        _ => (j + 1 + random.below(count / 3)) as i64,
+    };
+    (0..count).map(&mut until).collect()
+}
+
+#[test]
+fn scattered_lifetimes_keep_the_budget() {
+    let until = [scattered(280, 1), scattered(280, 2)].concat();
+    let bias: Vec<f32> = (0..560).map(|j| if j % 13 == 5 { f32::NEG_INFINITY } else { (j as f32 * 0.3).sin() }).collect();
+    for (storage, widths) in [(Storage::F32, [16, 16]), (Storage::F32, [24, 40]), (Storage::Bf16, [32, 16])] {
+        let heads = Heads::draw(sizes([4, 2], [280, 280], widths), storage, 21);
+        let causal = Sight::causal().until(&until);
+        heads.verify(&heads.problem(causal, Scores::new()), "lifetimes, grouped heads");
+        heads.verify(
+            &heads.problem(causal.window(Some(90), None).sinks(7), Scores::new().key_bias(&bias)),
+            "lifetimes, window, sinks, key biases",
+        );
+        heads.verify(&heads.problem(Sight::full().until(&until), Scores::new()), "lifetimes seen from both sides");
+    }
+    let dropout = Dropout { probability: 0.2, seed: 4, step: 1 };
+    let rich = Heads::single(sizes([2, 2], [280, 280], [16, 16]), 22).with_bias([1, 2], 23);
+    rich.verify(
+        &rich.problem(Sight::causal().until(&until), Scores::new().softcap(5.0).dropout(dropout)),
+        "lifetimes, dense bias, dropout",
+    );
+}
+
+#[test]
+fn scattered_lifetimes_in_packed_sequences_and_ragged_caches_keep_the_budget() {
+    let until = [scattered(500, 3), scattered(500, 4)].concat();
+    let packed = Heads::single(sizes([4, 2], [450, 500], [16, 16]), 24);
+    let (queries, keys) = ([0, 130, 130, 450], [0, 140, 200, 500]);
+    packed.verify(&packed.problem(Sight::causal().offsets(&queries, &keys).until(&until), Scores::new()), "lifetimes, packed");
+    let ragged = Heads::single(sizes([4, 2], [300, 500], [16, 16]), 25);
+    let spans = [[0, 500], [37, 420]];
+    ragged.verify(&ragged.problem(Sight::causal().key_spans(&spans).until(&until), Scores::new()), "lifetimes, spans");
+    let random = &mut Random::new(26);
+    let turned: Vec<i64> = (0..300).map(|_| random.below(520) as i64).collect();
+    let ascending: Vec<i64> = (200..500).collect();
+    let positions: Vec<i64> = (0..1000).map(|_| random.below(500) as i64).collect();
+    for queries in [&ascending, &turned] {
+        let sight = Sight::causal().positions(queries, &positions).key_spans(&spans);
+        ragged.verify(&ragged.problem(sight, Scores::new()), "spans, positions");
+        ragged.verify(&ragged.problem(sight.until(&until), Scores::new()), "lifetimes, spans, positions");
+    }
+}
+
+#[test]
+fn thousands_of_keys_may_die_at_once() {
+    let until: Vec<i64> = (0..5000).map(|j| if j % 3 == 0 { 4950 } else { 4940 + j % 40 }).collect();
+    let heads = Heads::single(sizes([2, 1], [100, 5000], [16, 16]), 27);
+    heads.verify(&heads.problem(Sight::causal().until(&until), Scores::new()), "all die");
+}
+
+#[test]
+fn scattered_lifetimes_give_the_same_bits_on_any_number_of_threads() {
+    let until = [scattered(1500, 5), scattered(1500, 6)].concat();
+    let heads = Heads::single(sizes([4, 2], [1500, 1500], [16, 16]), 28);
+    let problem = heads.problem(Sight::causal().until(&until), Scores::new());
+    let on = |threads| in_pool(threads, || heads.run(&problem, Par::default().threads(threads)));
+    let one = on(1);
+    for threads in [2, 5] {
+        assert_same_bits(&one, &on(threads), "another number of threads");
+    }
+}

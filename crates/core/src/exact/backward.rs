@@ -6,10 +6,13 @@
 //! A job is one chunk of keys of one kv head: it owns its rows of dK and dV and walks over all queries. Its share of dQ is
 //! added when its turn comes: every block of queries takes the chunks in ascending order, so the bits do not depend on
 //! the number of threads and no partial dQ is stored. Jobs are handed out in ascending order of chunks, so the one waited
-//! for is always running. Keys of a chunk with lifetimes are sorted by them, so that tiles die whole.
+//! for is always running. Of a chunk with scattered lifetimes the keys that are alive at a block of queries are kept packed
+//! ([`super::live`]); sums stand in the order of rows.
 
+use super::chunks::Chunks;
 use super::dbias;
-use super::pack::{self, Use};
+use super::live::{Live, Passing};
+use super::pack::{self, Packed, Use};
 use super::plan::{Class, Facts, KeyList, Keys, Plan};
 use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Tile, Variant};
 use super::softmax::{add_product, bounds};
@@ -23,8 +26,6 @@ use std::f64::consts::LOG2_E;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Keys in a chunk.
-const CHUNK: usize = 256;
 /// Queries in a block.
 pub(super) const QUERIES: usize = 64;
 
@@ -78,7 +79,7 @@ fn sweep(
     par: Par,
 ) {
     let dims = problem.dims;
-    let keys = problem.sight.key_pieces(&dims, CHUNK);
+    let chunks = Chunks::new(problem, QUERIES);
     let bias_shape = [dims.batch, dims.kv_heads, dims.keys, 1];
     let mut key_bias = rest.dkey_bias.map(|bias| StridedMut::contiguous(bias, bias_shape, "dkey_bias").expect("dkey_bias was checked"));
     let shared = Shared {
@@ -86,18 +87,35 @@ fn sweep(
         saved,
         delta,
         queries,
-        keys: &keys,
+        horizons: horizons(problem, queries),
+        chunks: &chunks,
         turns: (0..dims.batch * dims.heads * queries.len()).map(|_| AtomicUsize::new(0)).collect(),
         dq: dq.map(|dq| DisjointRows::new(dq, queries)),
-        dk: rest.dk.map(|dk| dk.share(&keys)),
-        dv: rest.dv.map(|dv| dv.share(&keys)),
-        dkey_bias: key_bias.as_mut().map(|bias| DisjointRows::new(bias, &keys)),
+        dk: rest.dk.map(|dk| dk.share(&chunks.rows)),
+        dv: rest.dv.map(|dv| dv.share(&chunks.rows)),
+        dkey_bias: key_bias.as_mut().map(|bias| DisjointRows::new(bias, &chunks.rows)),
     };
     shared.clear_queries();
-    let heads = dims.batch * dims.kv_heads;
-    par.run(heads * keys.len(), 2.5 * super::flops(problem), |jobs| {
+    par.run(chunks.jobs.len(), 2.5 * super::flops(problem), |jobs| {
         SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { shared: &shared, jobs, scratch }));
     });
+}
+
+/// The lowest position from each block of queries to the end of its sequence, `[B, G, blocks]`: a span of its own gives
+/// every kv head other positions.
+fn horizons(problem: &Problem<'_>, queries: &[Range<usize>]) -> Vec<i32> {
+    let Dims { batch, kv_heads, .. } = problem.dims;
+    let mut horizons = vec![i32::MAX; batch * kv_heads * queries.len()];
+    for (head, horizons) in horizons.chunks_mut(queries.len().max(1)).enumerate() {
+        let mut later = (usize::MAX, i32::MAX);
+        for (horizon, rows) in horizons.iter_mut().zip(queries).rev() {
+            let sequence = problem.sight.sequence_of_query(head / kv_heads, rows.start);
+            let (low, _) = problem.sight.scope(&problem.dims, sequence, head % kv_heads).position_range(rows.clone());
+            *horizon = if later.0 == sequence { low.min(later.1) } else { low };
+            later = (sequence, *horizon);
+        }
+    }
+    horizons
 }
 
 /// `D_i = dO_i·O_i`, `[B, H, N]`.
@@ -171,7 +189,8 @@ struct Shared<'a> {
     saved: &'a Saved<'a>,
     delta: &'a [f32],
     queries: &'a [Range<usize>],
-    keys: &'a [Range<usize>],
+    horizons: Vec<i32>,
+    chunks: &'a Chunks,
     /// How many chunks have added their share to a block of dQ, `[B, H, blocks]`.
     turns: Vec<AtomicUsize>,
     dq: Option<DisjointRows<'a, f32>>,
@@ -200,15 +219,9 @@ struct Scratch {
     facts: Facts,
     k: Aligned<f32>,
     v: Aligned<f32>,
-    dk: Aligned<f32>,
-    dv: Aligned<f32>,
-    dkey_bias: Aligned<f32>,
+    live: Live,
     panels: PanelScratch,
-    weights: Aligned<f32>,
-    slopes: Aligned<f32>,
-    dq: Aligned<f32>,
-    dense: Aligned<f32>,
-    square: Aligned<f32>,
+    sums: Sums,
 }
 
 /// A block of queries in working form.
@@ -242,17 +255,8 @@ impl Task for Worker<'_> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let dims = &self.shared.problem.dims;
-        let heads = dims.batch * dims.kv_heads;
         while let Some(job) = self.jobs.take() {
-            let (head, piece) = (job % heads, job / heads);
-            let (b, g) = (head / dims.kv_heads, head % dims.kv_heads);
-            let range = self.shared.keys[piece].clone();
-            let sequence = self.shared.problem.sight.sequence_of_key(b, range.start);
-            let scope = self.shared.problem.sight.scope(dims, sequence, g);
-            let keys = range.start.max(scope.keys.start)..range.end.min(scope.keys.end);
-            let chunk = Chunk { shared: self.shared, problem: self.shared.problem, scope, b, g, piece, range, keys };
-            chunk.run::<S, R>(s, self.scratch);
+            Chunk::new(self.shared, self.shared.chunks.jobs[job]).run(s, self.scratch);
         }
     }
 }
@@ -264,87 +268,81 @@ struct Chunk<'a> {
     scope: Scope<'a>,
     b: usize,
     g: usize,
-    piece: usize,
-    /// Rows of the piece.
+    /// Kv head and chunk.
+    at: [usize; 2],
+    pieces: Range<usize>,
+    /// Rows of the pieces.
     range: Range<usize>,
     /// Valid ones among them.
     keys: Range<usize>,
 }
 
-impl Chunk<'_> {
-    #[inline(always)]
-    fn run<S: Lanes, const R: usize>(&self, s: S, scratch: &mut Scratch) {
-        let dims = &self.problem.dims;
-        let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-        let rows = self.range.len().next_multiple_of(R);
-        scratch.dk.take(rows * dk).fill(0.0);
-        scratch.dv.take(rows * dv).fill(0.0);
-        scratch.dkey_bias.take(rows).fill(0.0);
-        if !self.keys.is_empty() {
-            let mut plan = std::mem::take(&mut scratch.plan);
-            self.sort_keys(&mut plan);
-            let list = Keys::Gathered(0..self.keys.len());
-            let run = Keys::Run(self.keys.clone());
-            let list = if self.scope.is_scattered() { &list } else { &run };
-            let keys = KeyList { plan: &plan, list, seen_all: false };
-            scratch.facts.collect(self.problem, &self.scope, self.g, keys, R);
-            s.vectorize(WalkQueries { chunk: self, keys, scratch });
-            scratch.plan = plan;
-        }
-        self.write::<S>(s, scratch, [dk, dv]);
+impl<'a> Chunk<'a> {
+    fn new(shared: &'a Shared<'a>, at: [usize; 2]) -> Self {
+        let (problem, chunks) = (shared.problem, shared.chunks);
+        let (b, g) = (at[0] / problem.dims.kv_heads, at[0] % problem.dims.kv_heads);
+        let pieces = chunks.pieces(at);
+        let range = chunks.rows[pieces.start].start..chunks.rows[pieces.end - 1].end;
+        let scope = problem.sight.scope(&problem.dims, problem.sight.sequence_of_key(b, range.start), g);
+        let keys = range.start.max(scope.keys.start)..range.end.min(scope.keys.end);
+        Chunk { shared, problem, scope, b, g, at, pieces, range, keys }
     }
 
-    /// Keys by descending end of life, so that tiles die whole.
-    fn sort_keys(&self, plan: &mut Plan) {
-        plan.gathered.clear();
-        plan.gathered.extend(self.keys.clone());
-        if self.scope.is_scattered() {
-            plan.gathered.sort_by_key(|&key| std::cmp::Reverse(self.scope.seen_by(key).1));
+    #[inline(always)]
+    fn run<S: Lanes>(&self, s: S, scratch: &mut Scratch) {
+        let dims = &self.problem.dims;
+        let widths = [dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N)];
+        let rows = self.range.len() + 1;
+        scratch.sums.dk.take(rows * widths[0]).fill(0.0);
+        scratch.sums.dv.take(rows * widths[1]).fill(0.0);
+        scratch.sums.dkey_bias.take(rows).fill(0.0);
+        if !self.keys.is_empty() {
+            s.vectorize(WalkQueries { chunk: self, scratch });
+        }
+        self.write::<S>(s, &mut scratch.sums, widths);
+    }
+
+    /// The valid keys, in the order in which their lifetimes start.
+    fn list_keys(&self, plan: &mut Plan) {
+        plan.passing.clear();
+        plan.passing.extend(self.keys.clone());
+        if self.scope.has_positions() {
+            plan.passing.sort_by_key(|&row| self.scope.seen_by(row).0);
         }
     }
 
     /// Writes the chunk's rows of dK, dV and d key bias; rows beyond the valid ones are zero.
     #[inline(always)]
-    fn write<S: Lanes>(&self, s: S, scratch: &mut Scratch, [dk_width, dv_width]: [usize; 2]) {
-        let dims = &self.problem.dims;
-        let zeros = vec![0.0; dk_width.max(dv_width)];
-        let mut slots = vec![usize::MAX; self.range.len()];
-        if !self.keys.is_empty() {
-            for (slot, &row) in scratch.facts.rows.iter().enumerate() {
-                slots[row - self.range.start] = slot;
-            }
-        }
-        let rows = self.range.len();
-        let (dk, dv) = (scratch.dk.take(rows * dk_width), scratch.dv.get(rows * dv_width));
+    fn write<S: Lanes>(&self, s: S, sums: &mut Sums, [dk_width, dv_width]: [usize; 2]) {
+        let (dims, count) = (&self.problem.dims, self.range.len());
+        let (dk, dv, dkey_bias) = (sums.dk.take(count * dk_width), sums.dv.get(count * dv_width), sums.dkey_bias.get(count));
         let scale = s.splat(self.problem.scale());
         for x in dk.chunks_mut(S::N) {
             let scaled = s.mul(s.load(x), scale);
             s.store(x, scaled);
         }
         let dk: &[f32] = dk;
-        if let Some(out) = &self.shared.dk {
-            out.write(self.b, self.g, self.piece, |i| if slots[i] == usize::MAX { &zeros } else { &dk[slots[i] * dk_width..][..dims.dk] });
-        }
-        if let Some(out) = &self.shared.dv {
-            out.write(self.b, self.g, self.piece, |i| if slots[i] == usize::MAX { &zeros } else { &dv[slots[i] * dv_width..][..dims.dv] });
-        }
-        if let Some(out) = &self.shared.dkey_bias {
-            let mut out = out.claim(self.b, self.g, self.piece);
-            for (i, &slot) in slots.iter().enumerate() {
-                out.row(i)[0] = if slot == usize::MAX { 0.0 } else { scratch.dkey_bias.get(rows)[slot] };
+        for piece in self.pieces.clone() {
+            let first = self.shared.chunks.rows[piece].start - self.range.start;
+            if let Some(out) = &self.shared.dk {
+                out.write(self.b, self.g, piece, |i| &dk[(first + i) * dk_width..][..dims.dk]);
+            }
+            if let Some(out) = &self.shared.dv {
+                out.write(self.b, self.g, piece, |i| &dv[(first + i) * dv_width..][..dims.dv]);
+            }
+            if let Some(out) = &self.shared.dkey_bias {
+                let mut out = out.claim(self.b, self.g, piece);
+                for i in 0..out.rows() {
+                    out.row(i)[0] = dkey_bias[first + i];
+                }
             }
         }
     }
 
     /// Which turn this chunk has at a block of queries at positions `low ..= high`; `None` if it sees nothing of it.
     fn turn(&self, (low, high): (i32, i32)) -> Option<usize> {
-        let [sinks, window] = self.scope.candidates(low, high);
-        let start = self.scope.keys.start - self.scope.keys.start % CHUNK;
-        let base = if self.shared.problem.sight.offsets.is_some() { self.scope.keys.start } else { start };
-        let chunks =
-            |range: Range<usize>| if range.is_empty() { 0..0 } else { (range.start - base) / CHUNK..(range.end - 1 - base) / CHUNK + 1 };
-        let (sinks, window) = (chunks(sinks), chunks(window));
-        let own = (self.range.start - base) / CHUNK;
+        let [sinks, window] = self.scope.candidates(low, high).map(|rows| self.shared.chunks.holding(self.at[0], rows));
+        let own = self.at[1];
         if sinks.contains(&own) {
             return Some(own - sinks.start);
         }
@@ -356,7 +354,6 @@ impl Chunk<'_> {
 /// All blocks of queries of a group of heads against one chunk of keys.
 struct WalkQueries<'a, 'b> {
     chunk: &'a Chunk<'b>,
-    keys: KeyList<'a>,
     scratch: &'a mut Scratch,
 }
 
@@ -365,47 +362,57 @@ impl Task for WalkQueries<'_, '_> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let WalkQueries { chunk, keys, scratch } = self;
-        let (problem, shared) = (chunk.problem, chunk.shared);
-        let dims = &problem.dims;
-        let rows = scratch.facts.tiles() * R;
-        let widths = [dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N)];
-        let at = [chunk.b, chunk.g];
-        let Scratch { facts, k, v, dk, dv, dkey_bias, panels, weights, slopes, dq, dense, square, .. } = scratch;
-        let k = pack::key_rows(s, &problem.k, at, keys, (rows, Use::Lanes), k.take(rows * widths[0]));
-        let v = pack::key_rows(s, &problem.v, at, keys, (rows, Use::Lanes), v.take(rows * widths[1]));
-        let panel = 2 * S::N;
-        let panel_count = QUERIES / panel;
-        let mut sums = Sums {
-            k,
-            v,
-            facts,
-            dk: dk.take(rows * widths[0]),
-            dv: dv.take(rows * widths[1]),
-            dkey_bias: dkey_bias.take(rows),
-            weights: weights.take(panel_count * rows * panel),
-            slopes: slopes.take(panel_count * rows * panel),
-            dq: dq.take(QUERIES * widths[0]),
-            dense: dense.take(if problem.bias().is_some() || problem.dense_mask().is_some() {
-                rows.next_multiple_of(S::N) * panel
-            } else {
-                0
-            }),
-            square: square.take(S::N * S::N),
-        };
-        for h in chunk.g * dims.group()..(chunk.g + 1) * dims.group() {
-            let extras = Extras::new(problem, h);
-            for piece in 0..shared.queries.len() {
-                let Some(block) = QueryBlock::new(problem, &chunk.scope, [chunk.b, h], shared.queries[piece].clone()) else { continue };
-                let Some(turn) = chunk.turn(block.positions) else { continue };
-                if !sums.facts.visible(block.positions).is_empty() {
-                    panels.fill(s, problem, shared.saved, shared.delta, &block, &extras);
-                    sums.add::<S, R>(s, shared, (&block, &extras), panels);
+        let WalkQueries { chunk, scratch: Scratch { plan, facts, k, v, live, panels, sums } } = self;
+        let (problem, shared, scope) = (chunk.problem, chunk.shared, &chunk.scope);
+        chunk.list_keys(plan);
+        live.begin();
+        let passing = Passing { problem, scope, at: [chunk.b, chunk.g], rows: &plan.passing };
+        let list = Keys::Run(chunk.keys.clone());
+        let together = (!scope.is_scattered()).then(|| {
+            let keys = KeyList { plan, list: &list, seen_all: false };
+            pack_chunk::<S, R>(s, passing, keys, facts, [k, v])
+        });
+        let group = problem.dims.group();
+        for (piece, rows) in shared.queries.iter().enumerate() {
+            let block = |h| QueryBlock::new(problem, scope, [chunk.b, h], rows.clone());
+            let Some((low, high)) = block(chunk.g * group).map(|block| block.positions) else { continue };
+            let Some(turn) = chunk.turn((low, high)) else { continue };
+            let horizon = shared.horizons[chunk.at[0] * shared.queries.len() + piece];
+            let keys = match together {
+                Some(keys) => keys,
+                None => {
+                    live.advance::<S, R>(s, passing, (horizon, high));
+                    live.keys::<S>(&problem.dims)
                 }
-                sums.add_queries(s, shared, &block, (piece, turn), widths[0]);
+            };
+            for block in (chunk.g * group..(chunk.g + 1) * group).filter_map(block) {
+                let extras = Extras::new(problem, block.h);
+                let met = !keys.facts.visible(0..keys.facts.tiles(), block.positions).is_empty();
+                if met {
+                    panels.fill(s, problem, shared.saved, shared.delta, &block, &extras);
+                    sums.add::<S, R>(s, (shared, chunk.range.clone()), (&block, &extras), keys, panels);
+                }
+                sums.add_queries(s, shared, &block, (piece, turn), met);
             }
         }
     }
+}
+
+/// The keys of a chunk that stay together for all queries.
+#[inline(always)]
+fn pack_chunk<'a, S: Lanes, const R: usize>(
+    s: S,
+    Passing { problem, scope, at, .. }: Passing<'a>,
+    keys: KeyList<'_>,
+    facts: &'a mut Facts,
+    [k, v]: [&'a mut Aligned<f32>; 2],
+) -> Packed<'a> {
+    facts.collect(problem, scope, at[1], keys, R);
+    let (rows, dims) = (facts.tiles() * R, &problem.dims);
+    let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
+    let k = pack::key_rows(s, &problem.k, at, keys, (rows, Use::Lanes), k.take(rows * dk));
+    let v = pack::key_rows(s, &problem.v, at, keys, (rows, Use::Lanes), v.take(rows * dv));
+    Packed { facts, k, v }
 }
 
 /// A block of valid query rows of one head.
@@ -512,54 +519,73 @@ pub(super) struct Upstream<'a> {
     dv: usize,
 }
 
-/// The gradients that a chunk gathers.
-struct Sums<'a> {
-    k: Rows<'a>,
-    v: Rows<'a>,
-    facts: &'a Facts,
-    dk: &'a mut [f32],
-    dv: &'a mut [f32],
-    dkey_bias: &'a mut [f32],
+/// The gradients that a chunk gathers: a row per key of the chunk, and one behind them for the padding of tiles.
+#[derive(Default)]
+struct Sums {
+    dk: Aligned<f32>,
+    dv: Aligned<f32>,
+    dkey_bias: Aligned<f32>,
     /// `Z∘P` of each panel, `[panel][key][2·N]`.
-    weights: &'a mut [f32],
+    weights: Aligned<f32>,
     /// `dS` of each panel, on its way to q and k.
-    slopes: &'a mut [f32],
+    slopes: Aligned<f32>,
     /// This chunk's share of dQ, `[QUERIES][width]`.
-    dq: &'a mut [f32],
-    dense: &'a mut [f32],
-    square: &'a mut [f32],
+    dq: Aligned<f32>,
+    dense: Aligned<f32>,
+    square: Aligned<f32>,
 }
 
-impl Sums<'_> {
+/// Where the sums of a packed key stand.
+#[derive(Clone, Copy)]
+struct Homes<'a> {
+    rows: &'a [usize],
+    /// First row of the chunk, and rows in it.
+    chunk: (usize, usize),
+}
+
+impl Homes<'_> {
+    #[inline(always)]
+    fn of(&self, key: usize) -> usize {
+        if key < self.rows.len() { self.rows[key] - self.chunk.0 } else { self.chunk.1 }
+    }
+}
+
+impl Sums {
     /// Adds what one block of queries contributes to dK, dV and d key bias, and leaves its dQ in `dq`.
     #[inline(always)]
     fn add<S: Lanes, const R: usize>(
         &mut self,
         s: S,
-        shared: &Shared<'_>,
+        (shared, chunk): (&Shared<'_>, Range<usize>),
         (block, extras): (&QueryBlock<'_>, &Extras),
+        keys: Packed<'_>,
         panels: &PanelScratch,
     ) {
-        let problem = shared.problem;
+        let (problem, facts) = (shared.problem, keys.facts);
         let panel = 2 * S::N;
-        let size = self.facts.tiles() * R * panel;
+        let size = facts.tiles() * R * panel;
         let count = block.rows.len().div_ceil(panel);
+        let homes = Homes { rows: &facts.rows, chunk: (chunk.start, chunk.len()) };
+        let all_weights = self.weights.take(QUERIES / panel * size);
+        let all_slopes = self.slopes.take(QUERIES / panel * size);
+        let dense = self.dense.take(if extras.dense { (facts.tiles() * R).next_multiple_of(S::N) * panel } else { 0 });
+        let square = self.square.take(S::N * S::N);
+        let dkey_bias = self.dkey_bias.take(chunk.len() + 1);
         let mut visible = [const { 0..0 }; QUERIES / 16];
         for (i, visible) in visible.iter_mut().enumerate().take(count) {
             let start = block.rows.start + i * panel;
             let queries = start..block.rows.end.min(start + panel);
             if extras.dense {
-                let at = [block.b, block.h];
-                pack::fill_dense(s, problem, at, (queries, &self.facts.rows), (&mut *self.square, &mut *self.dense));
+                pack::fill_dense(s, problem, [block.b, block.h], (queries, &facts.rows), (square, dense));
             }
-            let base = MeetingBase { dims: &problem.dims, facts: self.facts, dense: &*self.dense, extras, origin: block.scope.keys.start };
-            let (meeting, upstream) = panels.meeting::<S>(self.k, base, i);
-            *visible = self.facts.visible(bounds(meeting.positions));
+            let base = MeetingBase { dims: &problem.dims, facts, dense, extras, origin: block.scope.keys.start };
+            let (meeting, upstream) = panels.meeting::<S>(keys.k, base, i);
+            *visible = facts.visible(0..facts.tiles(), bounds(meeting.positions));
             let mut tiles = Tiles {
-                weights: &mut self.weights[i * size..(i + 1) * size],
-                slopes: &mut self.slopes[i * size..(i + 1) * size],
-                dkey_bias: shared.dkey_bias.is_some().then_some(&mut *self.dkey_bias),
-                v: self.v,
+                weights: &mut all_weights[i * size..(i + 1) * size],
+                slopes: &mut all_slopes[i * size..(i + 1) * size],
+                dkey_bias: shared.dkey_bias.is_some().then_some((&mut *dkey_bias, homes)),
+                v: keys.v,
             };
             tiles.fill::<S, R>(s, &meeting, &upstream, visible.clone());
         }
@@ -567,48 +593,23 @@ impl Sums<'_> {
         let widths = [problem.dims.dk.next_multiple_of(S::N), problem.dims.dv.next_multiple_of(S::N)];
         if shared.dv.is_some() {
             let rows = Rows { data: panels.d_o.get(QUERIES * widths[1]), stride: widths[1] };
-            add_keys::<S, R>(s, (self.dv, widths[1]), (&*self.weights, size), rows, visible);
+            let acc = self.dv.take((chunk.len() + 1) * widths[1]);
+            add_keys::<S, R>(s, (acc, widths[1], homes), (all_weights, size), rows, visible);
         }
         if shared.dk.is_some() {
             let rows = Rows { data: panels.q.get(QUERIES * widths[0]), stride: widths[0] };
-            add_keys::<S, R>(s, (self.dk, widths[0]), (&*self.slopes, size), rows, visible);
+            let acc = self.dk.take((chunk.len() + 1) * widths[0]);
+            add_keys::<S, R>(s, (acc, widths[0], homes), (all_slopes, size), rows, visible);
         }
         if shared.dq.is_some() {
-            self.share_of_queries::<S, R>(s, panels, visible, widths[0]);
+            let slopes: &[f32] = all_slopes;
+            share_of_queries::<S, R>(s, (self.dq.take(QUERIES * widths[0]), widths[0]), (slopes, keys), panels, visible);
         }
     }
 
+    /// Waits for this chunk's turn and adds its share to a block of dQ, if it has one.
     #[inline(always)]
-    fn share_of_queries<S: Lanes, const R: usize>(&mut self, s: S, panels: &PanelScratch, visible: &[Range<usize>], width: usize) {
-        let panel = 2 * S::N;
-        let size = self.facts.tiles() * R * panel;
-        self.dq.fill(0.0);
-        for (i, tiles) in visible.iter().enumerate() {
-            for group in 0..panel / R {
-                let first = i * panel + group * R;
-                let positions = bounds(&panels.positions.get(QUERIES)[first..first + R]);
-                let (mut start, mut end) = (tiles.start, tiles.end);
-                while start < end && self.facts.class(start, positions) == Class::Hidden {
-                    start += 1;
-                }
-                while start < end && self.facts.class(end - 1, positions) == Class::Hidden {
-                    end -= 1;
-                }
-                if start == end {
-                    continue;
-                }
-                let keys = start * R..end * R;
-                let slopes = Across(Rows::new(&self.slopes[i * size + keys.start * panel + group * R..], panel));
-                let k = self.k.from(keys.start);
-                let steps = keys.len().min(self.facts.count - keys.start);
-                add_product::<S, R>(s, (&mut self.dq[first * width..(first + R) * width], width), slopes, k, steps);
-            }
-        }
-    }
-
-    /// Waits for this chunk's turn and adds its share to a block of dQ.
-    #[inline(always)]
-    fn add_queries<S: Lanes>(&mut self, s: S, shared: &Shared<'_>, block: &QueryBlock<'_>, (piece, turn): (usize, usize), width: usize) {
+    fn add_queries<S: Lanes>(&mut self, s: S, shared: &Shared<'_>, block: &QueryBlock<'_>, (piece, turn): (usize, usize), met: bool) {
         let Some(dq) = &shared.dq else { return };
         let dims = &shared.problem.dims;
         let turns = &shared.turns[(block.b * dims.heads + block.h) * shared.queries.len() + piece];
@@ -616,11 +617,13 @@ impl Sums<'_> {
             std::hint::spin_loop();
             std::thread::yield_now();
         }
-        if !self.facts.visible(block.positions).is_empty() {
+        if met {
             let scale = shared.problem.scale();
+            let width = dims.dk.next_multiple_of(S::N);
+            let shares = self.dq.get(QUERIES * width);
             let mut rows = dq.claim(block.b, block.h, piece);
             for i in 0..block.rows.len() {
-                let share = &self.dq[i * width..][..width];
+                let share = &shares[i * width..][..width];
                 let row = rows.row(i);
                 let whole = row.len() / S::N * S::N;
                 for at in (0..whole).step_by(S::N) {
@@ -636,11 +639,37 @@ impl Sums<'_> {
     }
 }
 
+/// The share of some keys in dQ of a block.
+#[inline(always)]
+fn share_of_queries<S: Lanes, const R: usize>(
+    s: S,
+    (dq, width): (&mut [f32], usize),
+    (slopes, Packed { facts, k, .. }): (&[f32], Packed<'_>),
+    panels: &PanelScratch,
+    visible: &[Range<usize>],
+) {
+    let panel = 2 * S::N;
+    let size = facts.tiles() * R * panel;
+    dq.fill(0.0);
+    for (i, tiles) in visible.iter().enumerate() {
+        for group in 0..panel / R {
+            let first = i * panel + group * R;
+            let seen = facts.visible(tiles.clone(), bounds(&panels.positions.get(QUERIES)[first..first + R]));
+            let keys = seen.start * R..facts.count.min(seen.end * R);
+            if keys.is_empty() {
+                continue;
+            }
+            let slopes = Across(Rows::new(&slopes[i * size + keys.start * panel + group * R..], panel));
+            add_product::<S, R>(s, (&mut dq[first * width..(first + R) * width], width), slopes, k.from(keys.start), keys.len());
+        }
+    }
+}
+
 /// `acc[key][·] += Σ_q weight[key][q] · rows[q][·]` over the panels that see a tile of keys.
 #[inline(always)]
 fn add_keys<S: Lanes, const R: usize>(
     s: S,
-    (acc, width): (&mut [f32], usize),
+    (acc, width, homes): (&mut [f32], usize, Homes<'_>),
     (weights, size): (&[f32], usize),
     rows: Rows<'_>,
     visible: &[Range<usize>],
@@ -649,15 +678,12 @@ fn add_keys<S: Lanes, const R: usize>(
     let mut column = 0;
     while column < width {
         let wide = column + panel <= width;
-        let mut tile = 0;
-        while (tile + 1) * R * width <= acc.len() {
-            let out = &mut acc[tile * R * width + column..];
+        for tile in 0..size / (R * panel) {
             if wide {
-                add_tile::<S, R, 2>(s, (out, width), (weights, size), rows, (tile, column, visible))
+                add_tile::<S, R, 2>(s, (acc, width, homes), (weights, size), rows, (tile, column, visible))
             } else {
-                add_tile::<S, R, 1>(s, (out, width), (weights, size), rows, (tile, column, visible))
+                add_tile::<S, R, 1>(s, (acc, width, homes), (weights, size), rows, (tile, column, visible))
             }
-            tile += 1;
         }
         column += if wide { panel } else { S::N };
     }
@@ -666,7 +692,7 @@ fn add_keys<S: Lanes, const R: usize>(
 #[inline(always)]
 fn add_tile<S: Lanes, const R: usize, const C: usize>(
     s: S,
-    (acc, width): (&mut [f32], usize),
+    (acc, width, homes): (&mut [f32], usize, Homes<'_>),
     (weights, size): (&[f32], usize),
     rows: Rows<'_>,
     (tile, column, visible): (usize, usize, &[Range<usize>]),
@@ -680,8 +706,9 @@ fn add_tile<S: Lanes, const R: usize, const C: usize>(
         }
         if !any {
             for (r, row) in sum.iter_mut().enumerate() {
+                let from = &acc[homes.of(tile * R + r) * width + column..];
                 for (c, x) in row.iter_mut().enumerate() {
-                    *x = s.load(&acc[r * width + c * S::N..]);
+                    *x = s.load(&from[c * S::N..]);
                 }
             }
             any = true;
@@ -692,8 +719,9 @@ fn add_tile<S: Lanes, const R: usize, const C: usize>(
     }
     if any {
         for (r, row) in sum.into_iter().enumerate() {
+            let into = &mut acc[homes.of(tile * R + r) * width + column..];
             for (c, x) in row.into_iter().enumerate() {
-                s.store(&mut acc[r * width + c * S::N..], x);
+                s.store(&mut into[c * S::N..], x);
             }
         }
     }
@@ -703,7 +731,7 @@ fn add_tile<S: Lanes, const R: usize, const C: usize>(
 struct Tiles<'a> {
     weights: &'a mut [f32],
     slopes: &'a mut [f32],
-    dkey_bias: Option<&'a mut [f32]>,
+    dkey_bias: Option<(&'a mut [f32], Homes<'a>)>,
     v: Rows<'a>,
 }
 
@@ -743,8 +771,8 @@ impl Tiles<'_> {
             let (plain, cap) = slopes_of_tile::<S, R, V>(s, meeting, upstream, (self.v, tile), Some(weights));
             let slopes = &mut self.slopes[tile * R * panel..(tile + 1) * R * panel];
             for (r, row) in plain.iter().enumerate() {
-                if let Some(bias) = &mut self.dkey_bias {
-                    bias[tile * R + r] += s.sum(s.add(row[0], row[1]));
+                if let Some((bias, homes)) = &mut self.dkey_bias {
+                    bias[homes.of(tile * R + r)] += s.sum(s.add(row[0], row[1]));
                 }
                 for (c, x) in row.iter().enumerate() {
                     let slope = match &cap {

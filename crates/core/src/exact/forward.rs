@@ -7,8 +7,9 @@
 //! Dao et al. 2022 (tiling); lanes over queries are ours.
 
 use super::careful;
-use super::pack::{self, Use};
-use super::plan::{BLOCK, Facts, KeyList, Keys, Plan};
+use super::live::{Live, Passing};
+use super::pack::{self, Packed, Use};
+use super::plan::{BLOCK, Facts, KeyList, Keys, Orders, Plan};
 use super::score::{Extras, Meeting};
 use super::softmax::{Softmax, bounds};
 use crate::par::Jobs;
@@ -21,8 +22,10 @@ use std::cell::RefCell;
 use std::f64::consts::LN_2;
 use std::ops::Range;
 
-/// Queries in a block.
+/// Most queries in a block.
 const QUERIES: usize = 512;
+/// The same with scattered lifetimes: those that are alive at its first query are packed for every block anew.
+const QUERIES_SCATTERED: usize = 1024;
 
 /// Runs the tiled forward pass; shapes are checked.
 pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
@@ -31,7 +34,7 @@ pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
     let rows = [dims.batch, dims.heads, dims.queries, 1];
     let mut lse = out.lse.as_deref_mut().map(|lse| StridedMut::contiguous(lse, rows, "lse").expect("lse was checked"));
     let lse = lse.as_mut().map(|lse| DisjointRows::new(lse, &pieces));
-    let shared = Shared { problem, pieces: &pieces, o: out.o.share(&pieces), lse };
+    let shared = Shared { problem, pieces: &pieces, orders: Orders::new(problem), o: out.o.share(&pieces), lse };
     let heads = dims.batch * dims.heads;
     par.run(heads * pieces.len(), super::flops(problem), |jobs| {
         SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { shared: &shared, jobs, scratch }));
@@ -43,13 +46,15 @@ pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
 fn block_size(problem: &Problem<'_>) -> usize {
     let heads = problem.dims.batch * problem.dims.heads;
     let rows = heads * problem.dims.queries;
-    (rows / 16).next_multiple_of(64).clamp(64, QUERIES)
+    let most = if problem.sight.until.is_some() { QUERIES_SCATTERED } else { QUERIES };
+    (rows / 16).next_multiple_of(64).clamp(64, most)
 }
 
 /// What all jobs of a call share.
 struct Shared<'a> {
     problem: &'a Problem<'a>,
     pieces: &'a [Range<usize>],
+    orders: Orders,
     o: SharedRows<'a>,
     lse: Option<DisjointRows<'a, f32>>,
 }
@@ -59,12 +64,19 @@ struct Shared<'a> {
 struct Scratch {
     plan: Plan,
     facts: Facts,
+    k: Aligned<f32>,
+    v: Aligned<f32>,
+    live: Live,
+    panels: Panels,
+}
+
+/// A block of queries in working form, and what was gathered for it.
+#[derive(Default)]
+struct Panels {
     staged: Aligned<f32>,
     qt: Aligned<f32>,
     positions: Aligned<i32>,
     hashes: Aligned<i32>,
-    k: Aligned<f32>,
-    v: Aligned<f32>,
     p: Aligned<f32>,
     dense: Aligned<f32>,
     square: Aligned<f32>,
@@ -124,23 +136,62 @@ impl<'a> Block<'a> {
 
     #[inline(always)]
     fn attend<S: Lanes, const R: usize>(&self, s: S, scratch: &mut Scratch) {
-        let dims = &self.problem.dims;
-        let width = dims.dv.next_multiple_of(S::N);
+        let width = self.problem.dims.dv.next_multiple_of(S::N);
         let padded = self.shared.pieces[self.piece].len().next_multiple_of(2 * S::N);
-        scratch.acc.take(padded * width).fill(0.0);
-        scratch.maximum.take(padded).fill(f32::NEG_INFINITY);
-        scratch.sum.take(padded).fill(0.0);
+        scratch.panels.acc.take(padded * width).fill(0.0);
+        scratch.panels.maximum.take(padded).fill(f32::NEG_INFINITY);
+        scratch.panels.sum.take(padded).fill(0.0);
         if !self.rows.is_empty() && !self.scope.keys.is_empty() {
-            self.pack_queries(s, scratch);
-            let (low, high) = self.scope.position_range(self.rows.clone());
-            let mut plan = std::mem::take(&mut scratch.plan);
-            plan.make(&self.scope, low, high);
-            for index in 0..plan.blocks.len() {
-                s.vectorize(MeetBlock { block: self, plan: &plan, index, range: (low, high), scratch });
+            self.pack_queries(s, &mut scratch.panels);
+            let range = self.scope.position_range(self.rows.clone());
+            scratch.plan.make(&self.scope, self.shared.orders.of(&self.scope, self.g), range);
+            for index in 0..scratch.plan.blocks.len() {
+                self.meet_block::<S, R>(s, (index, range), scratch);
             }
-            scratch.plan = plan;
+            self.meet_passing::<S, R>(s, scratch);
         }
-        self.finish(s, scratch, width);
+        self.finish(s, &mut scratch.panels, width);
+    }
+
+    /// One block of the plan against all panels.
+    #[inline(always)]
+    fn meet_block<S: Lanes, const R: usize>(&self, s: S, (index, range): (usize, (i32, i32)), scratch: &mut Scratch) {
+        let Scratch { plan, facts, k, v, panels, .. } = scratch;
+        let (problem, dims, at) = (self.problem, &self.problem.dims, [self.b, self.g]);
+        let list = &plan.blocks[index];
+        let seen_all = match list {
+            Keys::Run(run) => self.scope.sees_all(run.clone(), range.0, range.1),
+            Keys::Gathered(_) | Keys::Passing(_) => false,
+        };
+        let keys = KeyList { plan, list, seen_all };
+        facts.collect(problem, &self.scope, self.g, keys, R);
+        let rows = facts.tiles() * R;
+        let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
+        let k = pack::key_rows(s, &problem.k, at, keys, (rows, Use::Broadcast), k.take(rows * dk));
+        let v = pack::key_rows(s, &problem.v, at, keys, (facts.count, Use::Lanes), v.take(rows * dv));
+        let first_passing = Keys::Passing(0..plan.passing.len().min(BLOCK));
+        let next = Some(KeyList { plan, list: plan.blocks.get(index + 1).unwrap_or(&first_passing), seen_all: false });
+        let all = 0..self.rows.len().div_ceil(2 * S::N);
+        s.vectorize(Meet { block: self, keys: Packed { facts, k, v }, next, range: all, panels });
+    }
+
+    /// Passing keys against one panel after another.
+    #[inline(always)]
+    fn meet_passing<S: Lanes, const R: usize>(&self, s: S, scratch: &mut Scratch) {
+        let Scratch { plan, live, panels, .. } = scratch;
+        if plan.passing.is_empty() {
+            return;
+        }
+        let passing = Passing { problem: self.problem, scope: &self.scope, at: [self.b, self.g], rows: &plan.passing };
+        live.begin();
+        for (i, rows) in self.panels::<S>().enumerate() {
+            let (horizon, _) = self.scope.position_range(rows.start..self.rows.end);
+            let (_, high) = self.scope.position_range(rows);
+            live.advance::<S, R>(s, passing, (horizon, high));
+            let list = &live.upcoming(&plan.passing, 2 * S::N);
+            let next = Some(KeyList { plan, list, seen_all: false });
+            s.vectorize(Meet { block: self, keys: live.keys::<S>(&self.problem.dims), next, range: i..i + 1, panels });
+        }
     }
 
     #[inline(always)]
@@ -150,7 +201,7 @@ impl<'a> Block<'a> {
     }
 
     #[inline(always)]
-    fn pack_queries<S: Lanes>(&self, s: S, scratch: &mut Scratch) {
+    fn pack_queries<S: Lanes>(&self, s: S, scratch: &mut Panels) {
         let dk = self.problem.dims.dk;
         let (panel, size) = (2 * S::N, dk.next_multiple_of(S::N) * 2 * S::N);
         let count = self.rows.len().div_ceil(panel);
@@ -169,7 +220,7 @@ impl<'a> Block<'a> {
 
     /// Divides by the sums and writes `o` and `lse`.
     #[inline(always)]
-    fn finish<S: Lanes>(&self, s: S, scratch: &mut Scratch, width: usize) {
+    fn finish<S: Lanes>(&self, s: S, scratch: &mut Panels, width: usize) {
         let count = self.shared.pieces[self.piece].len();
         let acc = scratch.acc.take(count * width);
         let (maximum, sum) = (scratch.maximum.take(count), scratch.sum.take(count));
@@ -207,50 +258,37 @@ fn scale_row<S: Lanes>(s: S, row: &mut [f32], factor: f32, seen: bool) -> bool {
     s.sum(total) == 0.0
 }
 
-/// One block of keys against all panels of a block of queries.
-struct MeetBlock<'a, 'b> {
+/// Some keys against some panels of a block of queries.
+struct Meet<'a, 'b> {
     block: &'a Block<'b>,
-    plan: &'a Plan,
-    index: usize,
-    range: (i32, i32),
-    scratch: &'a mut Scratch,
+    keys: Packed<'a>,
+    /// The keys that come next.
+    next: Option<KeyList<'a>>,
+    range: Range<usize>,
+    panels: &'a mut Panels,
 }
 
-impl Task for MeetBlock<'_, '_> {
+impl Task for Meet<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let MeetBlock { block, plan, index, range, scratch } = self;
-        let (problem, scope) = (block.problem, &block.scope);
-        let dims = &problem.dims;
-        let list = &plan.blocks[index];
-        let seen_all = match list {
-            Keys::Run(run) => scope.sees_all(run.clone(), range.0, range.1),
-            Keys::Gathered(_) => false,
-        };
-        let keys = KeyList { plan, list, seen_all };
-        scratch.facts.collect(problem, scope, block.g, keys, R);
-        let facts = &scratch.facts;
-        let rows = facts.tiles() * R;
+        let Meet { block, keys: Packed { facts, k, v }, next, range, panels } = self;
+        let (problem, scope, dims) = (block.problem, &block.scope, &block.problem.dims);
         let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-        let at = [block.b, block.g];
-        let k = pack::key_rows(s, &problem.k, at, keys, (rows, Use::Broadcast), scratch.k.take(rows * dk));
-        let v = pack::key_rows(s, &problem.v, at, keys, (facts.count, Use::Lanes), scratch.v.take(rows * dv));
         let panel = 2 * S::N;
         let size = dk * panel;
-        let p = scratch.p.take(BLOCK * panel);
-        let dense = scratch.dense.take(if block.extras.dense { BLOCK.next_multiple_of(S::N) * panel } else { 0 });
-        let square = scratch.square.take(S::N * S::N);
-        let panels = block.rows.len().div_ceil(panel);
+        let p = panels.p.take(BLOCK * panel);
+        let dense = panels.dense.take(if block.extras.dense { (facts.tiles() * R).next_multiple_of(S::N) * panel } else { 0 });
+        let square = panels.square.take(S::N * S::N);
+        let count = block.rows.len().div_ceil(panel);
         let (qt, all_positions, hashes) =
-            (scratch.qt.get(panels * size), scratch.positions.get(panels * panel), scratch.hashes.get(panels * panel));
-        let (acc, maximum, sum) =
-            (scratch.acc.take(panels * panel * dv), scratch.maximum.take(panels * panel), scratch.sum.take(panels * panel));
-        for (i, queries) in block.panels::<S>().enumerate() {
+            (panels.qt.get(count * size), panels.positions.get(count * panel), panels.hashes.get(count * panel));
+        let (acc, maximum, sum) = (panels.acc.take(count * panel * dv), panels.maximum.take(count * panel), panels.sum.take(count * panel));
+        for (i, queries) in block.panels::<S>().enumerate().take(range.end).skip(range.start) {
             let lanes = i * panel..(i + 1) * panel;
             let positions = &all_positions[lanes.clone()];
-            let visible = facts.visible(bounds(positions));
+            let visible = facts.visible(0..facts.tiles(), bounds(positions));
             if visible.is_empty() {
                 continue;
             }
@@ -268,21 +306,26 @@ impl Task for MeetBlock<'_, '_> {
                 extras: &block.extras,
                 origin: scope.keys.start,
             };
-            let mut softmax = Softmax {
-                p: &mut *p,
-                maximum: &mut maximum[lanes.clone()],
-                sum: &mut sum[lanes.clone()],
-                acc: &mut acc[lanes.start * dv..lanes.end * dv],
-                width: dv,
-                queries: queries.len(),
-                first: visible.start,
-            };
-            if let Some(Keys::Run(next)) = plan.blocks.get(index + 1) {
-                pack::prefetch(s, &problem.k, at, next.clone(), (i, panels));
-                pack::prefetch(s, &problem.v, at, next.clone(), (i, panels));
+            let rounds = visible.len().div_ceil(BLOCK / R);
+            for (round, first) in visible.clone().step_by(BLOCK / R).enumerate() {
+                if let Some(next) = next {
+                    let part = ((i - range.start) * rounds + round, range.len() * rounds);
+                    pack::prefetch(s, &problem.k, [block.b, block.g], next, part);
+                    pack::prefetch(s, &problem.v, [block.b, block.g], next, part);
+                }
+                let mut softmax = Softmax {
+                    p: &mut *p,
+                    maximum: &mut maximum[lanes.clone()],
+                    sum: &mut sum[lanes.clone()],
+                    acc: &mut acc[lanes.start * dv..lanes.end * dv],
+                    width: dv,
+                    queries: queries.len(),
+                    first,
+                };
+                let tiles = first..visible.end.min(first + BLOCK / R);
+                softmax.weigh::<S, R>(s, &meeting, tiles.clone());
+                softmax.gather::<S, R>(s, &meeting, v, tiles);
             }
-            softmax.weigh::<S, R>(s, &meeting, visible.clone());
-            softmax.gather::<S, R>(s, &meeting, v, visible);
         }
     }
 }

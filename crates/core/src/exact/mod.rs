@@ -2,10 +2,12 @@
 
 mod backward;
 mod careful;
+mod chunks;
 mod dbias;
 mod decode;
 mod dropout;
 mod forward;
+mod live;
 pub(crate) mod multiplicity;
 mod pack;
 mod plan;

@@ -131,7 +131,7 @@ impl Piece<'_> {
         for start in scope.queries.clone().step_by(panel) {
             let queries = start..scope.queries.end.min(start + panel);
             pack::describe_panel(&scope, (h, None), queries.clone(), positions, &mut []);
-            let visible = facts.visible(bounds(positions));
+            let visible = facts.visible(0..facts.tiles(), bounds(positions));
             if visible.is_empty() {
                 continue;
             }

@@ -1,7 +1,7 @@
 //! Working forms: rows of K and V where the kernel can read them, queries transposed into panels.
 
 use super::dropout::Mask;
-use super::plan::{KeyList, Keys};
+use super::plan::{Facts, KeyList, Keys};
 use crate::Problem;
 use crate::sight::Scope;
 use crate::simd::{Lanes, Rows};
@@ -10,6 +10,14 @@ use std::ops::Range;
 
 /// Values of f32 in a cache line.
 const LINE: usize = 16;
+
+/// Keys in working form: what is known of them, and their rows of K and V, padded to whole tiles where tiles read them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Packed<'a> {
+    pub(super) facts: &'a Facts,
+    pub(super) k: Rows<'a>,
+    pub(super) v: Rows<'a>,
+}
 
 /// Where rows are read along the lanes they start at a cache line; where they are broadcast it does not matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,13 +56,16 @@ pub(super) fn key_rows<'a, S: Lanes>(
     Rows { data: &scratch[..rows * stride], stride }
 }
 
-/// Asks for the `part.0`-th of `part.1` equal parts of some rows, which will be read soon.
+/// Asks for the `part.0`-th of `part.1` equal parts of the rows of some keys, which will be read soon.
 #[inline(always)]
-pub(super) fn prefetch<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], rows: Range<usize>, part: (usize, usize)) {
-    let Some((data, _)) = view.rows(b, h, rows) else { return };
-    let share = data.len().div_ceil(part.1);
-    for at in (part.0 * share..(part.0 + 1) * share).step_by(LINE) {
-        s.prefetch(data, at);
+pub(super) fn prefetch<S: Lanes>(s: S, view: &View<'_>, [b, g]: [usize; 2], keys: KeyList<'_>, part: (usize, usize)) {
+    let share = keys.list.len().div_ceil(part.1);
+    for i in part.0 * share..keys.list.len().min((part.0 + 1) * share) {
+        let row = keys.plan.row(keys.list, i);
+        let Some((data, _)) = view.rows(b, g, row..row + 1) else { return };
+        for at in (0..data.len()).step_by(LINE) {
+            s.prefetch(data, at);
+        }
     }
 }
 

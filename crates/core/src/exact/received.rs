@@ -92,7 +92,7 @@ impl Worker<'_> {
         for start in scope.queries.clone().step_by(panel) {
             let queries = start..scope.queries.end.min(start + panel);
             pack::describe_panel(&scope, (h, None), queries.clone(), positions, hashes);
-            let visible = facts.visible(bounds(positions));
+            let visible = facts.visible(0..facts.tiles(), bounds(positions));
             if visible.is_empty() {
                 continue;
             }

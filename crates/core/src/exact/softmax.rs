@@ -24,7 +24,7 @@ pub(super) fn bounds(positions: &[i32]) -> (i32, i32) {
 
 /// The running softmax of one panel of queries.
 pub(super) struct Softmax<'a> {
-    /// Weights `[key][2·N]` of the block at hand.
+    /// Weights `[key][2·N]` of the tiles at hand.
     pub(super) p: &'a mut [f32],
     /// Running maximum in units of log2.
     pub(super) maximum: &'a mut [f32],
@@ -35,7 +35,7 @@ pub(super) struct Softmax<'a> {
     pub(super) width: usize,
     /// Queries in the panel.
     pub(super) queries: usize,
-    /// First tile whose weights of this block are in `p`.
+    /// The first of these tiles.
     pub(super) first: usize,
 }
 
@@ -110,7 +110,7 @@ impl Softmax<'_> {
     #[inline(always)]
     fn weigh_half<S: Lanes, const R: usize, V: Variant>(&mut self, s: S, meeting: &Meeting<'_>, tiles: Range<usize>, from: usize) {
         if self.queries > S::N {
-            for key in tiles.start * R..tiles.end * R {
+            for key in (tiles.start - self.first) * R..(tiles.end - self.first) * R {
                 s.store(&mut self.p[(key * 2 + 1 - from) * S::N..], s.zero());
             }
         }
@@ -135,7 +135,7 @@ impl Softmax<'_> {
         for tile in tiles {
             let (x, _) = meeting.logits::<S, R, C, V>(s, (tile, from), below);
             let mut added = [s.zero(); C];
-            let p = &mut self.p[tile * R * 2 * S::N..][..R * 2 * S::N];
+            let p = &mut self.p[(tile - self.first) * R * 2 * S::N..][..R * 2 * S::N];
             for r in 0..R {
                 for c in 0..C {
                     let e = meeting.keep::<S, V>(s, tile * R + r, from + c, s.exp2(x[r][c]));
@@ -185,27 +185,21 @@ impl Softmax<'_> {
         let facts = meeting.facts;
         for group in 0..self.queries.div_ceil(R) {
             let positions = bounds(&meeting.positions[group * R..(group + 1) * R]);
-            let (mut start, mut end) = (tiles.start, tiles.end);
-            while start < end && facts.class(start, positions) == Class::Hidden {
-                start += 1;
-            }
-            while start < end && facts.class(end - 1, positions) == Class::Hidden {
-                end -= 1;
-            }
-            let keys = start * R..facts.count.min(end * R);
+            let seen = facts.visible(tiles.clone(), positions);
+            let keys = seen.start * R..facts.count.min(seen.end * R);
             if keys.is_empty() {
                 continue;
             }
-            let p = Across(Rows::new(&self.p[keys.start * 2 * S::N + group * R..], 2 * S::N));
+            let p = Across(Rows::new(&self.p[(keys.start - self.first * R) * 2 * S::N + group * R..], 2 * S::N));
             let acc = &mut self.acc[group * R * self.width..(group + 1) * R * self.width];
             add_product::<S, R>(s, (acc, self.width), p, v.from(keys.start), keys.len());
         }
     }
 
-    /// Multiplies the weights of `keys`, the sum and the output of one register of queries by `factor`.
+    /// Multiplies the first `keys` weights, the sum and the output of one register of queries by `factor`.
     #[inline(always)]
-    fn rescale<S: Lanes>(&mut self, s: S, c: usize, keys: Range<usize>, factor: S::F) {
-        for key in keys {
+    fn rescale<S: Lanes>(&mut self, s: S, c: usize, keys: usize, factor: S::F) {
+        for key in 0..keys {
             let p = &mut self.p[(key * 2 + c) * S::N..];
             let scaled = s.mul(s.load(p), factor);
             s.store(p, scaled);
@@ -279,7 +273,7 @@ impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
             s.store(&mut softmax.maximum[c * S::N..], new);
             if s.any_not_at_most(old, lowest) {
                 let shift = s.select(s.equal(old, lowest), s.zero(), s.exp2(s.sub(old, new)));
-                softmax.rescale(s, c, (softmax.first * R)..(tile * R), shift);
+                softmax.rescale(s, c, (tile - softmax.first) * R, shift);
             }
             let mut sum = s.load(&softmax.sum[c * S::N..]);
             for (r, row) in x.iter().enumerate() {
@@ -287,7 +281,7 @@ impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
                 let e = meeting.keep::<S, V>(s, key, c, s.exp2(s.sub(row[i], base)));
                 sum = s.add(sum, e);
                 let weight = meeting.drop::<S, V>(s, key, c, e);
-                s.store(&mut softmax.p[(key * 2 + c) * S::N..], weight);
+                s.store(&mut softmax.p[((key - softmax.first * R) * 2 + c) * S::N..], weight);
             }
             s.store(&mut softmax.sum[c * S::N..], sum);
         }
