@@ -147,6 +147,16 @@ impl<'a, T> Strided<'a, T> {
         Ok(self)
     }
 
+    /// Some rows of every head of one batch row.
+    pub(crate) fn part(mut self, b: usize, rows: Range<usize>) -> Self {
+        let [_, heads, _, width] = self.shape;
+        if !rows.is_empty() {
+            self.offset = self.index([b, 0, rows.start, 0]);
+        }
+        self.shape = [1, heads, rows.len(), width];
+        self
+    }
+
     /// Elements from one index to the next, per dimension.
     pub(crate) fn strides(&self) -> [isize; 4] {
         self.strides
@@ -280,6 +290,15 @@ impl<'a> View<'a> {
             View::Bf16(x) => View::Bf16(x.broadcast(shape, tensor)?),
             View::F16(x) => View::F16(x.broadcast(shape, tensor)?),
         })
+    }
+
+    /// Some rows of every head of one batch row.
+    pub(crate) fn part(self, b: usize, rows: Range<usize>) -> Self {
+        match self {
+            View::F32(x) => View::F32(x.part(b, rows)),
+            View::Bf16(x) => View::Bf16(x.part(b, rows)),
+            View::F16(x) => View::F16(x.part(b, rows)),
+        }
     }
 
     /// Rows of f32 that can be read where they stand.

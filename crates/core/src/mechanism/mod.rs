@@ -23,6 +23,7 @@
 //! ```
 
 mod cache;
+mod clustered;
 mod exact;
 mod local;
 mod memory;
@@ -30,6 +31,7 @@ mod nats;
 mod options;
 mod owned;
 
+pub use clustered::Clustered;
 pub use exact::Exact;
 pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
@@ -409,7 +411,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Nats);
+mechanisms!(Exact, Local, Nats, Clustered);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.

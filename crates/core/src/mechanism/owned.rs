@@ -2,6 +2,7 @@
 
 use crate::view::{Strided, StridedMut, View, ViewMut};
 use crate::{Error, Par};
+use std::ops::Range;
 
 /// A contiguous tensor `[B, H, N, D]`.
 #[derive(Debug, Clone)]
@@ -52,6 +53,14 @@ impl Owned {
 
     pub(super) fn view_mut(&mut self) -> ViewMut<'_> {
         ViewMut::F32(StridedMut::contiguous(&mut self.data, self.shape, "rows").expect("its own shape"))
+    }
+
+    /// Some rows of every head of one batch row.
+    pub(super) fn part_mut(&mut self, b: usize, rows: Range<usize>) -> ViewMut<'_> {
+        let [_, heads, all, width] = self.shape;
+        let start = (b * heads * all + rows.start) * width;
+        let strides = [heads * all * width, all * width, width, 1];
+        ViewMut::F32(StridedMut::new(&mut self.data[start..], [1, heads, rows.len(), width], strides, "rows").expect("rows of its own"))
     }
 
     /// Rounds every row into an output of the same shape.
