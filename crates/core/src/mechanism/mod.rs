@@ -23,7 +23,7 @@
 //! ```
 
 mod cache;
-mod clustered;
+pub mod clustered;
 mod exact;
 mod local;
 mod memory;
