@@ -52,6 +52,10 @@ fn assignment(mechanism: &Mechanism, x: &Tensor) -> Vec<i64> {
     assignment.values
 }
 
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| x.into()).collect()
+}
+
 #[track_caller]
 fn near(found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
@@ -108,7 +112,8 @@ fn the_leader_scan_is_the_obvious_one_for_any_number_of_threads() {
     for draw in 0..200 {
         let tokens = random.pick(&[1, 2, 31, 64, 255, 256, 257, 600]);
         let width = random.pick(&[1, 2, 3, 8, 16, 17, 33, 64, 100]);
-        let rows = rows_of_kinds(random, [tokens, 1 + random.below(tokens), width], random.pick(&[0.0, 0.05, 0.3]));
+        let (kinds, noise) = (1 + random.below(tokens), random.pick(&[0.0, 0.05, 0.3]));
+        let rows = rows_of_kinds(random, [tokens, kinds, width], noise);
         let threshold = random.pick(&["-1", "-0.2", "0", "0.3", "0.6", "0.9", "0.97", "1", "1.5"]);
         let expected = scanned(&rows, threshold.parse().unwrap());
         let (mechanism, x) = (clustered(&[("threshold", threshold)]), hidden(&rows));
@@ -193,7 +198,7 @@ fn identical_tokens_with_log_size_are_exact_attention() {
             let options = [("threshold", "1"), ("block", "16"), ("metric", metric)];
             let (o, lse) = run(&clustered(&options), &inputs);
             near(&o, &exact.0, 1e-5);
-            near(&common::widen(&lse), &common::widen(&exact.1), 1e-5);
+            near(&widen(&lse), &widen(&exact.1), 1e-5);
             let without = run(&clustered(&[&options[..], &[("log_size", "false")]].concat()), &inputs);
             assert!(without.0.iter().zip(&exact.0).any(|(x, y)| (x - y).abs() > 1e-2), "sizes count for nothing");
         }
@@ -218,7 +223,8 @@ fn causal_clusters_do_not_know_later_tokens() {
 /// Softmax attention of one query over keys with sizes, in f64.
 fn attend(q: &[f64], keys: &[(Vec<f64>, Vec<f64>, f64)]) -> Vec<f64> {
     let scale = 1.0 / (q.len() as f64).sqrt();
-    let weights: Vec<f64> = keys.iter().map(|(k, _, size)| size * (scale * q.iter().zip(k).map(|(x, y)| x * y).sum::<f64>()).exp()).collect();
+    let weights: Vec<f64> =
+        keys.iter().map(|(k, _, size)| size * (scale * q.iter().zip(k).map(|(x, y)| x * y).sum::<f64>()).exp()).collect();
     let sum: f64 = weights.iter().sum();
     (0..keys[0].1.len()).map(|d| keys.iter().zip(&weights).map(|((_, v, _), weight)| weight * v[d]).sum::<f64>() / sum).collect()
 }
@@ -292,8 +298,8 @@ fn a_blend_of_more_clusters_than_there_are_is_one_of_all() {
     let [_, _, representatives] = traces(&clustered(&[]), &inputs);
     let clusters = representatives.values.len();
     let exact = clusters.to_string();
-    let (all, _) = run(&clustered(&[("soft", "5000")]), &inputs);
-    let (same, _) = run(&clustered(&[("soft", &exact)]), &inputs);
+    let (all, _) = run(&clustered(&[("soft", "5000"), ("temperature", "1")]), &inputs);
+    let (same, _) = run(&clustered(&[("soft", &exact), ("temperature", "1")]), &inputs);
     assert_eq!(all, same);
     let (one, _) = run(&clustered(&[("soft", "1")]), &inputs);
     let (hard, _) = run(&clustered(&[]), &inputs);
@@ -357,7 +363,7 @@ fn matching_is_as_defined() {
         let truth = mechanism.plan(&inputs, &choices, TRAINING).unwrap().oracle().truth(Some(&values(heads.d_o.view())));
         let (o, lse) = forward(&mechanism, &inputs, &choices, TRAINING);
         near(&o, &truth[0].values, 1e-5);
-        near(&common::widen(&lse), &truth[1].values, 1e-5);
+        near(&widen(&lse), &truth[1].values, 1e-5);
         let [dq, dk, dv, dx, _] = backward(&mechanism, &inputs, &choices, &heads.d_o);
         for (found, name) in [(dq, "dq"), (dk, "dk"), (dv, "dv"), (dx, "dx")] {
             let Some(defined) = truth.iter().find(|defined| defined.name == name) else { continue };
@@ -373,11 +379,9 @@ fn backward(mechanism: &Mechanism, inputs: &Inputs<'_>, choices: &Choices, d_o: 
     let (o, lse) = forward(mechanism, inputs, choices, TRAINING);
     let o = Tensor::new(d_o.shape, o.into_iter().map(|x| x as f32).collect());
     let x = inputs.x.expect("given");
-    let [mut dq, mut dk, mut dv, mut dx] =
-        [inputs.q, inputs.k, inputs.v, x].map(|view| Tensor::unfilled(Storage::F32, view.shape()));
+    let [mut dq, mut dk, mut dv, mut dx] = [inputs.q, inputs.k, inputs.v, x].map(|view| Tensor::unfilled(Storage::F32, view.shape()));
     let mut dthreshold = vec![f32::NAN; d_o.shape[1]];
-    let heads =
-        regard_core::Gradients { dq: Some(dq.view_mut()), dk: Some(dk.view_mut()), dv: Some(dv.view_mut()), ..Default::default() };
+    let heads = regard_core::Gradients { dq: Some(dq.view_mut()), dk: Some(dk.view_mut()), dv: Some(dv.view_mut()), ..Default::default() };
     let mut gradients = Gradients {
         heads,
         dx: leaves.contains(&"x").then(|| dx.view_mut()),
@@ -386,7 +390,7 @@ fn backward(mechanism: &Mechanism, inputs: &Inputs<'_>, choices: &Choices, d_o: 
     };
     plan.backward(&Saved { o: o.view(), lse: &lse, d_o: d_o.view() }, &mut gradients, Par::default()).unwrap();
     let [dq, dk, dv, dx] = [dq, dk, dv, dx].map(|tensor| values(tensor.view()));
-    [dq, dk, dv, dx, common::widen(&dthreshold)]
+    [dq, dk, dv, dx, widen(&dthreshold)]
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Task for Normalise<'_> {
 
 /// The sum of products in f64, in eight interleaved parts.
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     const PARTS: usize = 8;
     let mut sums = [0.0f64; PARTS];
     let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<PARTS>(), b.as_chunks::<PARTS>());
@@ -118,7 +118,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 /// Of two directions.
 #[inline(always)]
-pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn cosine(a: &[f32], b: &[f32]) -> f32 {
     let sum = dot(a, b) as f32;
     if sum > 0.999 && a == b { 1.0 } else { sum.clamp(-1.0, 1.0) }
 }

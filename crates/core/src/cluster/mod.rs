@@ -10,7 +10,7 @@ mod index;
 mod matching;
 mod scan;
 
-pub(crate) use directions::{Directions, cosine};
+pub(crate) use directions::{Directions, dot};
 pub(crate) use index::{Found, closest};
 pub(crate) use matching::matching;
 pub(crate) use scan::{Scan, Scanned, scan_all};

@@ -144,8 +144,11 @@ fn look_up(all: &mut [Mutex<Progress<'_>>], par: Par) {
         let count = found.len();
         shared.push((&**rows, &*scan, block.start, StridedMut::contiguous(found, [1, 1, count, 1], "found").expect("its own shape")));
     }
-    let shared: Vec<_> =
-        shared.iter_mut().zip(&cut).map(|((rows, scan, start, found), cut)| (*rows, *scan, *start, DisjointRows::new(found, cut))).collect();
+    let shared: Vec<_> = shared
+        .iter_mut()
+        .zip(&cut)
+        .map(|((rows, scan, start, found), cut)| (*rows, *scan, *start, DisjointRows::new(found, cut)))
+        .collect();
     par.run(shared.len() * pieces.len(), flops, |jobs| {
         while let Some(job) = jobs.take() {
             let (job, piece) = (job / pieces.len(), job % pieces.len());

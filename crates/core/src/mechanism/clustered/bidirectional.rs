@@ -5,10 +5,10 @@
 
 use super::choose::Chosen;
 use super::ground::Ground;
-use super::rows::{Wide, add, add_to_mean, dot, fill};
+use super::rows::{Wide, add, add_to_mean, fill};
 use super::similarity::{Compared, directions};
 use super::{Metric, Representative};
-use crate::cluster::Directions;
+use crate::cluster::{Directions, dot};
 use crate::mechanism::Gradients;
 use crate::mechanism::owned::Owned;
 use crate::problem::check_flat;
@@ -52,6 +52,11 @@ fn ends(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
         Some(*end)
     };
     std::iter::once(0).chain(lengths.scan(0, next)).collect()
+}
+
+/// All rows of a head at a time.
+fn whole(rows: usize) -> Vec<Range<usize>> {
+    windows(&[0, rows])
 }
 
 fn windows(ends: &[usize]) -> Vec<Range<usize>> {
@@ -122,7 +127,7 @@ impl<'a> Merged<'a> {
     fn spread(&self, from: &Owned, heads: &[usize], mean: bool, (into, par): (&mut Owned, Par)) {
         let sets = self.ground.sharing.sets;
         let per_set = heads.len() / sets;
-        fill(into, &[0..self.ground.dims.keys], par, |[b, head, _], rows| {
+        fill(into, &whole(self.ground.dims.keys), par, |[b, head, _], rows| {
             let own = |at: &usize| self.ground.sequences[at / sets].batch == b;
             for at in (0..self.chosen.sets.len()).filter(own) {
                 let (start, clusters) = (self.ground.sequences[at / sets].rows.start, &self.chosen.sets[at]);
@@ -185,7 +190,8 @@ impl<'a> Merged<'a> {
         if let Some(lse) = &mut out.lse {
             for (at, lse) in lse.iter_mut().enumerate() {
                 let [b, h, n] = [at / dims.keys / dims.heads, at / dims.keys % dims.heads, at % dims.keys];
-                let row = |(at, token)| of_clusters.lse[h % self.per_set() * self.clusters[self.chosen.sets.len()] + self.own_row(at, token)];
+                let row =
+                    |(at, token)| of_clusters.lse[h % self.per_set() * self.clusters[self.chosen.sets.len()] + self.own_row(at, token)];
                 *lse = self.place([b, h, n]).map_or(f32::NEG_INFINITY, row);
             }
         }
@@ -220,7 +226,7 @@ impl<'a> Merged<'a> {
         let dims = &self.ground.dims;
         let directions = directions(&self.ground, par);
         let mut all = Owned::zeros([dims.batch, dims.heads, dims.keys, dims.dv]);
-        fill(&mut all, &[0..dims.keys], par, |[b, h, _], rows| {
+        fill(&mut all, &whole(dims.keys), par, |[b, h, _], rows| {
             for n in 0..dims.keys {
                 let Some((at, token)) = self.place([b, h, n]) else { continue };
                 let (compared, j) = (Compared::new(&self.ground, self.chosen, &directions, at), h % self.per_set());
@@ -262,7 +268,7 @@ impl<'a> Merged<'a> {
             let [own_q, own_k, own_v] = differentiate(problem, own, &d_own, par)?;
             add(&mut d_k.data, &own_k.data, 1.0);
             add(&mut d_v.data, &own_v.data, 1.0);
-            fill(&mut dq, &[0..dims.keys], par, |[b, h, _], rows| {
+            fill(&mut dq, &whole(dims.keys), par, |[b, h, _], rows| {
                 for n in 0..dims.keys {
                     let Some((at, token)) = self.place([b, h, n]) else { continue };
                     add(rows.row(n), own_q.row([0, h % self.per_set(), self.tokens[at] + token]), 1.0);

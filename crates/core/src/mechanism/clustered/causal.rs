@@ -3,11 +3,11 @@
 //! Backward, from the last block to the first: a member's key was part of its cluster's mean at every later boundary, so its
 //! gradient is `Σ_boundaries dmean / count`, a sum that each cluster carries on and that a member reads at its own block.
 
+use super::Representative;
 use super::choose::Chosen;
 use super::fold::{Fold, Undo};
 use super::ground::{Ground, Sequence};
 use super::rows::{Wide, add};
-use super::Representative;
 use crate::mechanism::Gradients;
 use crate::mechanism::owned::Owned;
 use crate::{Error, Output, Par, Saved, exact};

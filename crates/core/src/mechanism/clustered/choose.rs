@@ -33,7 +33,9 @@ impl Chosen {
                 let scanned: Vec<_> = (0..count).map(compared).map(|(rows, threshold)| Scanned { rows, threshold }).collect();
                 scan_all(&scanned, par)
             }
-            Rule::Matching => (0..count).map(compared).map(|(rows, _)| matching(rows, clusters_wanted(ground, rows.count()), par)).collect(),
+            Rule::Matching => {
+                (0..count).map(compared).map(|(rows, _)| matching(rows, clusters_wanted(ground, rows.count()), par)).collect()
+            }
         };
         let soft = if ground.causal { 0 } else { ground.config.soft };
         let blend = |(at, clusters): (usize, &Clusters)| {

@@ -127,8 +127,8 @@ impl Definition {
         let sequence = &self.sequences[at / self.sharing.sets];
         let head = self.sharing.metric_of(at % self.sharing.sets);
         let leaf = leaves.get(if self.config.metric == Metric::Keys { "k" } else { "x" });
-        let [a, b] = tokens
-            .map(|token| self.row(leaf, [self.sharing.metric, self.width], [sequence.batch, head, sequence.rows.start + token]));
+        let [a, b] =
+            tokens.map(|token| self.row(leaf, [self.sharing.metric, self.width], [sequence.batch, head, sequence.rows.start + token]));
         let squares = [product(a, a), product(b, b)];
         if tokens[0] == tokens[1] || squares.iter().any(|square| square.to_f64() == 0.0) {
             return T::from_f64(f64::from(u8::from(tokens[0] == tokens[1])));

@@ -122,7 +122,7 @@ impl<'a> Ground<'a> {
 
     /// The threshold of a set.
     pub(super) fn threshold(&self, set: usize) -> f32 {
-        self.thresholds.map_or(self.config.threshold, |thresholds| thresholds[set])
+        threshold(&self.config, self.thresholds, set)
     }
 
     /// Every set of every sequence, in the order of choices.
@@ -134,6 +134,11 @@ impl<'a> Ground<'a> {
     pub(super) fn is_soft(&self) -> bool {
         !self.causal && (self.config.soft > 0 || self.gated)
     }
+}
+
+/// The threshold of a set: its head's own, unless the option says that nothing merges.
+pub(super) fn threshold(config: &Clustered, thresholds: Option<&[f32]>, set: usize) -> f32 {
+    thresholds.filter(|_| config.threshold <= 1.0).map_or(config.threshold, |thresholds| thresholds[set])
 }
 
 /// Refuses thresholds of another number than that of query heads, or below -1.

@@ -1,7 +1,7 @@
 //! Decoding: clusters of the closed blocks and the keys of the present one. What a closed block leaves is its share of the means.
 
 use super::fold::Fold;
-use super::ground::{Sharing, check_thresholds};
+use super::ground::{Sharing, check_thresholds, threshold};
 use super::{Clustered, Metric};
 use crate::cluster::{Directions, Scan};
 use crate::mechanism::memory::{Memory, Token, Tokens, widen};
@@ -59,14 +59,14 @@ impl Folded {
         }
         let shape = [tokens.k.shape()[1], tokens.k.shape()[3], tokens.v.shape()[3], self.compared(tokens)?.shape()[3]];
         let heads = heads.or(tokens.threshold.map(<[_]>::len)).unwrap_or(shape[0]);
-        if shape[0] == 0 || heads % shape[0] != 0 {
+        if shape[0] == 0 || !heads.is_multiple_of(shape[0]) {
             return Err(Error::Heads { heads, kv_heads: shape[0] });
         }
         check_thresholds(tokens.threshold, heads)?;
         if self.tokens == 0 {
             let thresholds = tokens.threshold.map(<[_]>::to_vec);
             let sharing = Sharing::new(&self.config, [heads, shape[0]], thresholds.is_some());
-            let threshold = |set: usize| thresholds.as_ref().map_or(self.config.threshold, |thresholds| thresholds[set]);
+            let threshold = |set: usize| threshold(&self.config, tokens.threshold, set);
             let scans = (0..sharing.sets).map(|set| Scan::new(threshold(set), shape[3])).collect();
             let fold = Fold::new(&self.config, sharing, [shape[1], shape[2]]);
             self.held = Some(Holding { shape, thresholds, sharing, fold, scans, block: vec![Vec::new(); sharing.sets] });
@@ -109,8 +109,7 @@ impl Holding {
     }
 
     fn append(&mut self, tokens: &Tokens<'_>, compared: &View<'_>, range: Range<usize>, par: Par) {
-        let heads: Vec<Directions> =
-            (0..self.sharing.metric).map(|head| Directions::of(compared, [0, head], range.clone(), par)).collect();
+        let heads: Vec<Directions> = (0..self.sharing.metric).map(|head| Directions::of(compared, [0, head], range.clone(), par)).collect();
         for (set, (scan, block)) in self.scans.iter_mut().zip(&mut self.block).enumerate() {
             scan.absorb(&heads[self.sharing.metric_of(set)], par);
             block.extend(scan.take_assignment());

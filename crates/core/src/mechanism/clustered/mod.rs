@@ -13,7 +13,7 @@
 //! **Learned thresholds** `threshold [H]`: every query head has clusters of its own. In training a token that does not lead passes a
 //! gate, `o = g·(cluster's) + (1-g)·(own)` with `g = sigmoid((cos - threshold) / temperature)`, where cos is to its leader and own is its own
 //! query's attention over the same merged keys; the gradients of x (or k) and of the thresholds go through g. Inference has no gate.
-//! [`Clustered::penalty`] keeps thresholds from drifting to where nothing merges.
+//! [`Clustered::penalty`] keeps thresholds from drifting to where nothing merges. An option `threshold` above 1 outdoes them.
 //!
 //! **Causal.** Queries stay single. A query at position p reads the keys from `floor(p/block)·block` to p as they are, and those before as
 //! clusters of the leader scan over that prefix, with counts and means at that boundary. There is no broadcast to soften and no gate:
@@ -153,7 +153,9 @@ impl Config for Clustered {
     fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
         match name {
             "threshold" => checked(&mut self.threshold, THRESHOLD, value, |x| x >= -1.0),
-            "rule" => word(&mut self.rule, ("rule", "leader or matching"), value, &[("leader", Rule::Leader), ("matching", Rule::Matching)]),
+            "rule" => {
+                word(&mut self.rule, ("rule", "leader or matching"), value, &[("leader", Rule::Leader), ("matching", Rule::Matching)])
+            }
             "target" => {
                 let mut target = 0.0;
                 checked(&mut target, TARGET, value, is_target)?;
@@ -261,7 +263,6 @@ impl Clustered {
 }
 
 /// Tokens grouped: the plan.
-#[expect(clippy::large_enum_variant, reason = "a plan lives on the stack of one call")]
 pub enum Grouped<'a> {
     /// Clusters attend to clusters.
     Bidirectional(Merged<'a>),

@@ -46,11 +46,6 @@ pub(super) fn add(into: &mut [f32], row: &[f32], factor: f32) {
     into.iter_mut().zip(row).for_each(|(into, x)| *into += factor * x);
 }
 
-#[inline]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
-}
-
 /// Runs `each` for every `[batch row, head, piece]` of rows.
 pub(super) fn fill(into: &mut Owned, pieces: &[Range<usize>], par: Par, each: impl Fn([usize; 3], &mut Claim<'_, f32>) + Sync) {
     let [batch, heads, _, _] = into.shape;

@@ -4,7 +4,7 @@
 
 use super::choose::{Chosen, NOBODY};
 use super::ground::Ground;
-use crate::cluster::{Clusters, Directions, cosine};
+use crate::cluster::{Clusters, Directions, dot};
 use crate::{Error, Par};
 
 /// Of every sequence and head that tokens are compared in.
@@ -49,8 +49,10 @@ impl<'a> Compared<'a> {
         &all[..all.iter().position(|&cluster| cluster == NOBODY).unwrap_or(most)]
     }
 
+    /// To the leader of a cluster, finer than what choices compare: it is divided by temperatures.
     fn cosine(&self, token: usize, cluster: u32) -> f64 {
-        f64::from(cosine(self.rows.row(token), self.rows.row(self.clusters.leaders[cluster as usize] as usize)))
+        let [a, b] = [token, self.clusters.leaders[cluster as usize] as usize].map(|row| self.rows.row(row));
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
     }
 
     /// Their shares of it.
