@@ -1,7 +1,8 @@
-//! The mechanisms a call names, with the options it sets.
+//! The mechanisms a call names, or the reducer beside exact attention, with the options it sets.
 
 use crate::failure::Failure;
 use regard_core::mechanism::{About, Causality, Mechanism, OptionAbout, OptionError};
+use regard_core::reduce::Reducer;
 use serde_json::{Map, Value};
 use std::str::FromStr;
 
@@ -26,10 +27,12 @@ impl FromStr for Setting {
     }
 }
 
-/// A mechanism and what was set of it.
+/// A mechanism, or exact attention and a reducer, and what was set of it.
 pub struct Chosen {
     /// With its options set.
     pub mechanism: Mechanism,
+    /// With its options set; the mechanism has none then.
+    pub reducer: Option<Reducer>,
     settings: Vec<Setting>,
 }
 
@@ -46,9 +49,30 @@ impl Chosen {
         Ok(chosen)
     }
 
-    /// The mechanism of this name.
+    /// The mechanism of this name, or the reducer.
     pub fn one(name: &str, settings: &[Setting]) -> Result<Self, Failure> {
-        Ok(Chosen::all(&[name.to_owned()], settings)?.remove(0))
+        let Some((reducer, exact)) = Reducer::by_name(name).zip(Mechanism::by_name("exact")) else {
+            return Ok(Chosen::all(&[name.to_owned()], settings)?.remove(0));
+        };
+        let mut chosen = [Chosen { mechanism: exact, reducer: Some(reducer), settings: Vec::new() }];
+        for setting in settings {
+            Chosen::target(&mut chosen, setting)?.set(setting)?;
+        }
+        let [chosen] = chosen;
+        if let Some(reducer) = &chosen.reducer {
+            reducer.check().map_err(|error| Failure::Usage(format!("{name}: {error}")))?;
+        }
+        Ok(chosen)
+    }
+
+    /// As the call names it.
+    pub fn name(&self) -> &'static str {
+        self.reducer.as_ref().map_or(self.about().name, |reducer| reducer.about().name)
+    }
+
+    /// Options that a call can set.
+    fn settable(&self) -> &'static [OptionAbout] {
+        self.reducer.as_ref().map_or(self.about().options, |reducer| reducer.about().options)
     }
 
     /// What the list says of it.
@@ -74,18 +98,18 @@ impl Chosen {
     /// Every option with the value it has.
     pub fn options(&self) -> Map<String, Value> {
         let value = |option: &OptionAbout| typed(option, self.written(option.name).unwrap_or(option.default));
-        self.about().options.iter().map(|option| (option.name.to_owned(), value(option))).collect()
+        self.settable().iter().map(|option| (option.name.to_owned(), value(option))).collect()
     }
 
     fn named(name: &str) -> Result<Self, Failure> {
         let known: Vec<&str> = Mechanism::ALL.iter().map(|about| about.name).collect();
         let unknown = || Failure::Usage(format!("unknown mechanism \"{name}\"{}; there are {}", meant(name, &known), known.join(", ")));
-        Ok(Chosen { mechanism: Mechanism::by_name(name).ok_or_else(unknown)?, settings: Vec::new() })
+        Ok(Chosen { mechanism: Mechanism::by_name(name).ok_or_else(unknown)?, reducer: None, settings: Vec::new() })
     }
 
     fn target<'c>(chosen: &'c mut [Chosen], setting: &Setting) -> Result<&'c mut Chosen, Failure> {
         let Setting { mechanism, key, value } = setting;
-        let names: Vec<&str> = chosen.iter().map(|chosen| chosen.about().name).collect();
+        let names: Vec<&str> = chosen.iter().map(Chosen::name).collect();
         match mechanism {
             None if chosen.len() == 1 => Ok(&mut chosen[0]),
             None => Err(Failure::Usage(format!(
@@ -95,17 +119,21 @@ impl Chosen {
             ))),
             Some(wanted) => {
                 let unnamed = format!("--set {wanted}.{key}={value} is of no mechanism in this call{}", meant(wanted, &names));
-                chosen.iter_mut().find(|chosen| chosen.about().name == wanted).ok_or(Failure::Usage(unnamed))
+                chosen.iter_mut().find(|chosen| chosen.name() == wanted).ok_or(Failure::Usage(unnamed))
             }
         }
     }
 
     fn set(&mut self, setting: &Setting) -> Result<(), Failure> {
-        let name = self.about().name;
+        let name = self.name();
         if self.written(&setting.key).is_some() {
             return Err(Failure::Usage(format!("option {} of {name} is set twice", setting.key)));
         }
-        self.mechanism.set(&setting.key, &setting.value).map_err(|error| match error {
+        let set = match &mut self.reducer {
+            Some(reducer) => reducer.set(&setting.key, &setting.value),
+            None => self.mechanism.set(&setting.key, &setting.value),
+        };
+        set.map_err(|error| match error {
             OptionError::Unknown { name: key, known } => {
                 Failure::Usage(format!("{name} has no option \"{key}\"{}; it has {}", meant(&key, &known), known.join(", ")))
             }
@@ -121,8 +149,9 @@ pub fn typed(option: &OptionAbout, written: &str) -> Value {
     let number = |text: &str| text.strip_suffix('k').map_or(text.parse().ok(), |k| k.parse().ok().map(|n: f64| n * 1024.0));
     match option.kind {
         _ if written.is_empty() => Value::Null,
-        "integer" => number(written).map_or(Value::Null, |number| Value::from(number as u64)),
-        "number" => number(written).map_or(Value::Null, Value::from),
+        _ if written.contains(',') => Value::from(written),
+        "integer" | "integers" => number(written).map_or(Value::Null, |number| Value::from(number as u64)),
+        "number" | "numbers" => number(written).map_or(Value::Null, Value::from),
         "boolean" => Value::from(written == "true"),
         _ => Value::from(written),
     }

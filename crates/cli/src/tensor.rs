@@ -26,6 +26,12 @@ impl<T: Copy + Default> Values<T> {
     }
 }
 
+impl<T: Copy + Default> Clone for Values<T> {
+    fn clone(&self) -> Self {
+        Self::mapped(self, |x| x)
+    }
+}
+
 impl<T: Copy + Default> Deref for Values<T> {
     type Target = [T];
 
@@ -86,6 +92,7 @@ impl Float {
 }
 
 /// Values of any type.
+#[derive(Clone)]
 pub enum Data {
     /// 32-bit floats.
     F32(Values<f32>),
@@ -117,6 +124,7 @@ macro_rules! each_float {
 }
 
 /// A row-major tensor.
+#[derive(Clone)]
 pub struct Tensor {
     /// Its sizes.
     pub shape: Vec<usize>,
@@ -146,6 +154,11 @@ impl Tensor {
             Float::F64 => Data::F64(Values::mapped(values, |x| x)),
         };
         Tensor { shape: shape.to_vec(), data }
+    }
+
+    /// Of integers.
+    pub fn integers(shape: Vec<usize>, values: &[i64]) -> Self {
+        Tensor { shape, data: Data::I64(Values::mapped(values, |x| x)) }
     }
 
     /// The same values in another type of floats.

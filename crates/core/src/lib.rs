@@ -26,6 +26,7 @@ pub mod mechanism;
 pub mod oracle;
 mod par;
 mod problem;
+pub mod reduce;
 pub mod rows;
 mod sight;
 pub mod simd;

@@ -171,6 +171,21 @@ impl<'a> Problem<'a> {
         Ok(Problem { q, k, v, sight, dims, scores, bias_repeats, slopes })
     }
 
+    /// Query heads `r`, `r + H/G` and so on, one of each group, over values of their own, `[B, G, M, Dv]`, and without dropout.
+    pub(crate) fn one_of_each_group(&self, r: usize, v: View<'a>) -> Self {
+        let step = self.dims.group();
+        Problem {
+            q: self.q.every(r, step),
+            k: self.k,
+            v,
+            sight: Sight { mask: self.sight.mask.map(|mask| mask.every(r, step)), ..self.sight },
+            dims: Dims { heads: self.dims.kv_heads, dv: v.shape()[3], ..self.dims },
+            scores: Scores { bias: self.scores.bias.map(|bias| bias.every(r, step)), dropout: None, ..self.scores },
+            bias_repeats: None,
+            slopes: self.slopes.iter().skip(r).step_by(step).copied().collect(),
+        }
+    }
+
     /// Its sizes.
     pub fn dims(&self) -> &Dims {
         &self.dims

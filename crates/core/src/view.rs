@@ -131,6 +131,15 @@ impl<'a, T> Strided<'a, T> {
         self
     }
 
+    /// Heads `first`, `first + step` and so on.
+    #[must_use]
+    pub(crate) fn every(mut self, first: usize, step: usize) -> Self {
+        self.offset = self.index([0, first, 0, 0]);
+        self.shape[1] = self.shape[1].saturating_sub(first).div_ceil(step);
+        self.strides[1] *= step as isize;
+        self
+    }
+
     /// Repeats dimensions of size 1 up to `shape`.
     ///
     /// # Errors
@@ -280,6 +289,16 @@ impl<'a> View<'a> {
         each_type!(self, x => x.at(at).to_f32())
     }
 
+    /// Heads `first`, `first + step` and so on.
+    #[must_use]
+    pub(crate) fn every(self, first: usize, step: usize) -> Self {
+        match self {
+            View::F32(x) => View::F32(x.every(first, step)),
+            View::Bf16(x) => View::Bf16(x.every(first, step)),
+            View::F16(x) => View::F16(x.every(first, step)),
+        }
+    }
+
     /// Repeats dimensions of size 1 up to `shape`.
     ///
     /// # Errors
@@ -348,6 +367,18 @@ impl<'a, T> StridedMut<'a, T> {
     pub fn shape(&self) -> [usize; 4] {
         self.shape
     }
+
+    /// Heads `first`, `first + step` and so on.
+    pub(crate) fn every(&mut self, first: usize, step: usize) -> StridedMut<'_, T> {
+        let [b, h, n, d] = self.shape;
+        let [batch, head, row, element] = self.strides;
+        let start = (first * head).min(self.data.len());
+        StridedMut {
+            data: &mut self.data[start..],
+            shape: [b, (h - first).div_ceil(step), n, d],
+            strides: [batch, head * step, row, element],
+        }
+    }
 }
 
 /// An output of any storage type.
@@ -377,6 +408,15 @@ impl ViewMut<'_> {
             ViewMut::F32(_) => "f32",
             ViewMut::Bf16(_) => "bf16",
             ViewMut::F16(_) => "f16",
+        }
+    }
+
+    /// Heads `first`, `first + step` and so on.
+    pub(crate) fn every(&mut self, first: usize, step: usize) -> ViewMut<'_> {
+        match self {
+            ViewMut::F32(x) => ViewMut::F32(x.every(first, step)),
+            ViewMut::Bf16(x) => ViewMut::Bf16(x.every(first, step)),
+            ViewMut::F16(x) => ViewMut::F16(x.every(first, step)),
         }
     }
 

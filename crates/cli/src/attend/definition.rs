@@ -1,91 +1,84 @@
 //! The mechanism's definition in f64. Its step form is the same numbers.
 
-use super::{Call, Named, step};
+use super::{Call, Named, integers, step};
 use crate::attend::inputs::Loaded;
 use crate::tensor::{Float, Tensor};
-use regard_core::oracle::{Definition, Dense};
+use regard_core::mechanism::Plan;
+use regard_core::oracle::Oracle;
 use regard_core::{Dims, Error};
 
-/// o, lse and whatever else the call wants, all in f64.
+/// o, lse, traces and whatever else the call wants, floats in f64.
 pub fn attend(call: &Call<'_>, mut loaded: Loaded) -> Result<Vec<Named>, Error> {
     if call.step {
         step::check(call, &loaded)?;
     }
+    let d_o = loaded.d_o.take().map(|d_o| d_o.to_f64());
     let doubles = Doubles::taken_from(&mut loaded);
-    let mut definition = call.chosen.mechanism.definition(&loaded.inputs(call.causal)?, call.pass)?;
-    let d_o = doubles.put_into(&mut definition);
-    restore_numbers(call, &mut definition);
+    let inputs = loaded.inputs(call.causal)?;
+    let choices = call.chosen.mechanism.choose(&inputs, call.pass, call.par)?;
+    let plan = call.chosen.mechanism.plan(&inputs, &choices, call.pass)?;
+    let mut oracle = plan.oracle();
+    doubles.put_into(oracle.as_mut());
+    for option in ["scale", "softcap"] {
+        if let Some(value) = call.chosen.written(option).and_then(|text| text.parse().ok()) {
+            oracle.refine(option, value);
+        }
+    }
 
-    let Dims { batch, heads, queries, keys, dv, .. } = loaded.dims;
-    let forward = definition.forward();
-    let mut results = vec![("o", double(&[batch, heads, queries, dv], &forward.o))];
-    if call.chosen.about().traces.contains(&"lse") {
-        results.push(("lse", double(&[batch, heads, queries], &forward.lse)));
-    }
+    let Dims { batch, heads, keys, .. } = plan.dims();
+    let mut results = if call.step { Vec::new() } else { plan.traces().into_iter().map(integers).collect() };
     if call.received {
-        results.push(("received", double(&[batch, heads, keys], &forward.received)));
+        let received = oracle.received().ok_or_else(|| Error::Combination("this mechanism has no received attention".into()))?;
+        results.push(("received", double(&[batch, heads, keys], &received)));
     }
-    if let Some(d_o) = d_o {
-        results.extend(gradients(&definition, &d_o, &loaded));
+    for defined in oracle.truth(d_o.as_deref()) {
+        if let Some(shape) = shape_of(defined.name, &loaded) {
+            results.push((defined.name, double(&shape, &defined.values)));
+        }
     }
     Ok(results)
 }
 
-fn gradients(definition: &Definition, d_o: &[f64], loaded: &Loaded) -> Vec<Named> {
-    let gradients = definition.backward(d_o);
-    let mut results = vec![
-        ("dq", double(&loaded.q.shape, &gradients.dq)),
-        ("dk", double(&loaded.k.shape, &gradients.dk)),
-        ("dv", double(&loaded.v.shape, &gradients.dv)),
-    ];
-    results.extend(loaded.key_bias.as_ref().map(|bias| ("dkey_bias", double(&bias.shape, &gradients.dkey_bias))));
-    results.extend(loaded.bias.as_ref().map(|bias| ("dbias", double(&bias.shape, &gradients.dbias))));
-    results
+/// The shape in which a tensor is written.
+fn shape_of(name: &str, loaded: &Loaded) -> Option<Vec<usize>> {
+    let Dims { batch, heads, queries, dv, .. } = loaded.dims;
+    let shape = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.shape.clone());
+    match name {
+        "o" => Some(vec![batch, heads, queries, dv]),
+        "lse" => Some(vec![batch, heads, queries]),
+        "dq" => Some(loaded.q.shape.clone()),
+        "dk" => Some(loaded.k.shape.clone()),
+        "dv" => Some(loaded.v.shape.clone()),
+        "dx" => shape(&loaded.x).map(|shape| vec![shape[0], shape[2], shape[3]]),
+        "dkey_bias" => shape(&loaded.key_bias),
+        "dbias" => shape(&loaded.bias),
+        "dtype_logits" => shape(&loaded.type_logits),
+        "dthreshold" => shape(&loaded.threshold),
+        _ => None,
+    }
 }
 
 fn double(shape: &[usize], values: &[f64]) -> Tensor {
     Tensor::rounded(Float::F64, shape, values)
 }
 
-/// The numbers of options as they are written: the mechanism holds them as f32.
-fn restore_numbers(call: &Call<'_>, definition: &mut Definition) {
-    let written = |key| call.chosen.written(key).and_then(|text| text.parse().ok());
-    definition.scale = written("scale");
-    definition.softcap = written("softcap").or(definition.softcap);
-}
-
 /// The file's numbers, which the definition gets in place of their f32 shadows.
-struct Doubles {
-    q: Vec<f64>,
-    k: Vec<f64>,
-    v: Vec<f64>,
-    d_o: Option<Vec<f64>>,
-    key_bias: Option<Vec<f64>>,
-    bias: Option<Dense<f64>>,
-}
+struct Doubles(Vec<(&'static str, Vec<f64>)>);
 
 impl Doubles {
     /// Leaves f32 behind.
     fn taken_from(loaded: &mut Loaded) -> Self {
-        let bias = loaded.bias.as_mut().map(|bias| (bias.shape4(), take(bias)));
-        Doubles {
-            q: take(&mut loaded.q),
-            k: take(&mut loaded.k),
-            v: take(&mut loaded.v),
-            d_o: loaded.d_o.take().map(|d_o| d_o.to_f64()),
-            key_bias: loaded.key_bias.as_mut().map(take),
-            bias: bias.map(|([batch, heads, ..], values)| Dense { batch, heads, values }),
-        }
+        let mut all = vec![("q", take(&mut loaded.q)), ("k", take(&mut loaded.k)), ("v", take(&mut loaded.v))];
+        all.extend(loaded.learned().map(|(name, tensor)| (name, take(tensor))));
+        Doubles(all)
     }
 
-    /// Gives back the gradient of the output.
-    fn put_into(self, definition: &mut Definition) -> Option<Vec<f64>> {
-        definition.q = self.q;
-        definition.k = self.k;
-        definition.v = self.v;
-        definition.key_bias = self.key_bias;
-        definition.bias = self.bias;
-        self.d_o
+    fn put_into(self, oracle: &mut dyn Oracle) {
+        for (name, values) in self.0 {
+            if let Some((_, leaf)) = oracle.leaves().into_iter().find(|(leaf, _)| *leaf == name) {
+                *leaf = values;
+            }
+        }
     }
 }
 

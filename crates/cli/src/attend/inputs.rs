@@ -29,6 +29,16 @@ pub struct Loaded {
     pub mask: Option<Tensor>,
     /// `[B, G, M]`.
     pub until: Option<Vec<i64>>,
+    /// `[B, N, E]`.
+    pub x: Option<Tensor>,
+    /// `[B, G, M]`, or `[B, H, N]`.
+    pub types: Option<Vec<i64>>,
+    /// The same with 3 of each.
+    pub type_logits: Option<Tensor>,
+    /// `[H]`.
+    pub threshold: Option<Tensor>,
+    /// `[B, N]`.
+    pub gate_logits: Option<Tensor>,
     /// `[B]`.
     pub lengths: Option<Vec<usize>>,
     /// `[B]`.
@@ -59,6 +69,15 @@ impl Loaded {
             bias: reader.dense("bias")?.map(|shape| reader.floats("bias", &shape, &own_or_f32)).transpose()?.flatten(),
             mask: reader.mask()?,
             until: reader.integers("until", &cache)?,
+            x: reader.hidden_states(call)?,
+            types: reader.per_token("types", 1)?.map(|shape| reader.integers("types", &shape)).transpose()?.flatten(),
+            type_logits: reader
+                .per_token("type_logits", 3)?
+                .map(|shape| reader.floats("type_logits", &shape, &own_or_f32))
+                .transpose()?
+                .flatten(),
+            threshold: reader.floats("threshold", &[heads], &own_or_f32)?,
+            gate_logits: reader.floats("gate_logits", &[batch, queries], &own_or_f32)?,
             lengths: reader.counts("lengths", &[batch])?,
             lengths_q: reader.counts("lengths_q", &[batch])?,
             offsets: reader.offsets()?,
@@ -67,12 +86,59 @@ impl Loaded {
         })
     }
 
-    /// For the kernel and the definition, with the key bias in f32.
+    /// A copy for kernels: f64 becomes f32, and so does what they take as slices.
+    pub fn in_single(&self) -> Self {
+        let float = if self.float == Float::F64 { Float::F32 } else { self.float };
+        let head = |tensor: &Tensor| Tensor::rounded(float, &tensor.shape, &tensor.to_f64());
+        let flat = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| Tensor::rounded(Float::F32, &tensor.shape, &tensor.to_f64()));
+        Loaded {
+            float,
+            dims: self.dims,
+            q: head(&self.q),
+            k: head(&self.k),
+            v: head(&self.v),
+            d_o: None,
+            key_bias: flat(&self.key_bias),
+            bias: self.bias.as_ref().map(head),
+            mask: self.mask.clone(),
+            x: None,
+            types: self.types.clone(),
+            type_logits: flat(&self.type_logits),
+            threshold: flat(&self.threshold),
+            gate_logits: flat(&self.gate_logits),
+            until: self.until.clone(),
+            lengths: self.lengths.clone(),
+            lengths_q: self.lengths_q.clone(),
+            offsets: self.offsets.clone(),
+            spans: self.spans.clone(),
+            positions: self.positions.clone(),
+        }
+    }
+
+    /// Everything but q, k, v and do that gradients may be of, by name, where it is there.
+    pub fn learned(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
+        let Loaded { x, key_bias, bias, type_logits, threshold, .. } = self;
+        let all = [("x", x), ("key_bias", key_bias), ("bias", bias), ("type_logits", type_logits), ("threshold", threshold)];
+        all.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_mut()?)))
+    }
+
+    /// Turns what kernels take as slices into f32.
+    pub fn narrow(&mut self) {
+        for (_, tensor) in self.learned().filter(|(name, _)| ["key_bias", "type_logits", "threshold"].contains(name)) {
+            *tensor = std::mem::replace(tensor, Tensor::zeros(Float::F32, &[0])).converted(Float::F32);
+        }
+    }
+
+    /// For the kernel and the definition, after [`Loaded::narrow`].
     pub fn inputs(&self, causal: bool) -> Result<Inputs<'_>, Error> {
         let mut inputs = Inputs::new(self.q.view("q")?, self.k.view("k")?, self.v.view("v")?, self.sight(causal)?);
         inputs.key_bias = self.key_bias.as_ref().map(Tensor::as_f32);
         inputs.bias = self.bias.as_ref().map(|bias| bias.view("bias")).transpose()?;
         inputs.until = self.until.as_deref();
+        inputs.x = self.x.as_ref().map(|x| x.view("x")).transpose()?;
+        inputs.types = self.types.as_deref();
+        inputs.type_logits = self.type_logits.as_ref().map(Tensor::as_f32);
+        inputs.threshold = self.threshold.as_ref().map(Tensor::as_f32);
         Ok(inputs)
     }
 
@@ -159,6 +225,33 @@ impl<'a> Reader<'a> {
         let fits = [1, batch].contains(&shape[0]) && [1, heads].contains(&shape[1]) && shape[2..] == [queries, keys];
         let expected = format!("has shape {shape:?}, expected [{batch} or 1, {heads} or 1, {queries}, {keys}]");
         if fits { Ok(Some(shape)) } else { Err(self.archive.refuse(name, &expected)) }
+    }
+
+    /// The shape of a tensor with a value, or several, per token and head, if it is there: of keys or of queries.
+    fn per_token(&self, name: &str, values: usize) -> Result<Option<Vec<usize>>, Failure> {
+        let Some(entry) = self.archive.entry(name) else { return Ok(None) };
+        let Dims { batch, heads, kv_heads, queries, keys, .. } = self.dims;
+        let tail: &[usize] = if values == 1 { &[] } else { &[values] };
+        let shapes = [[batch, kv_heads, keys], [batch, heads, queries]].map(|shape| [&shape[..], tail].concat());
+        let expected = || format!("has shape {:?}, expected {:?} for keys or {:?} for queries", entry.shape, shapes[0], shapes[1]);
+        if shapes.contains(&entry.shape) { Ok(Some(entry.shape.clone())) } else { Err(self.archive.refuse(name, &expected())) }
+    }
+
+    /// x as `[B, 1, N, E]`, if the mechanism reads it and it is there.
+    fn hidden_states(&self, call: &Call<'_>) -> Result<Option<Tensor>, Failure> {
+        let read = call.chosen.reducer.is_some() || call.chosen.about().tensors.contains(&"x");
+        let Some(entry) = self.archive.entry("x").filter(|_| read) else { return Ok(None) };
+        let Dims { batch, queries, .. } = self.dims;
+        let [b, n, width] = entry.shape[..] else {
+            return Err(self.archive.refuse("x", &format!("has shape {:?}, expected [{batch}, {queries}, E]", entry.shape)));
+        };
+        if [b, n] != [batch, queries] {
+            return Err(self.archive.refuse("x", &format!("has shape {:?}, expected [{batch}, {queries}, E]", entry.shape)));
+        }
+        self.archive.float("x", &[self.float, Float::F32])?;
+        let mut x = self.archive.finite("x", false)?;
+        x.shape = vec![b, 1, n, width];
+        Ok(Some(x))
     }
 
     fn mask(&self) -> Result<Option<Tensor>, Failure> {

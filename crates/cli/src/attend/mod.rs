@@ -3,6 +3,7 @@
 mod definition;
 mod inputs;
 mod kernel;
+mod reduced;
 mod step;
 mod vocabulary;
 
@@ -15,7 +16,7 @@ use crate::output::Draft;
 use crate::tensor::{Float, Tensor};
 use clap::Args;
 use inputs::Loaded;
-use regard_core::mechanism::{About, Pass};
+use regard_core::mechanism::{Pass, Trace};
 use regard_core::{Error, Par};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ pub struct Attend {
     /// Safetensors file to write; may be the input
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Mechanism, as `regard list` names them
+    /// Mechanism or reducer, as `regard list` names them
     #[arg(long, value_name = "NAME")]
     mechanism: String,
     /// A query sees no key after its own position
@@ -64,6 +65,11 @@ pub struct Attend {
 /// A tensor with its name in the output file.
 type Named = (&'static str, Tensor);
 
+/// What a mechanism chose, as a tensor of integers.
+fn integers(trace: Trace) -> Named {
+    (trace.name, Tensor::integers(trace.shape, &trace.values))
+}
+
 /// One call, settled.
 struct Call<'a> {
     chosen: &'a Chosen,
@@ -83,7 +89,7 @@ pub fn run(attend: &Attend) -> Result<(), Failure> {
     let archive = Archive::open(&attend.input)?;
     vocabulary::check(&archive, &call)?;
     let loaded = Loaded::read(&archive, &call)?;
-    let results = compute(&call, loaded).map_err(|error| refuse(error, &archive, chosen.about()))?;
+    let results = compute(&call, loaded).map_err(|error| refuse(error, &archive, &chosen))?;
     draft.finish(|file| files::write(&results, file))
 }
 
@@ -95,6 +101,9 @@ impl Attend {
         if received && !chosen.about().traces.contains(&"received") {
             return Err(Failure::Usage(format!("{} does not write received: leave --received out", self.mechanism)));
         }
+        if let Some(reducer) = chosen.reducer.as_ref().filter(|_| step) {
+            return Err(Failure::Usage(format!("{} shortens whole sequences: leave --step out", reducer.about().name)));
+        }
         let drops = chosen.options().get("dropout").and_then(Value::as_f64).is_some_and(|probability| probability > 0.0);
         if step && drops {
             return Err(Failure::Usage("--step decodes, where nothing is dropped: leave dropout out".into()));
@@ -105,18 +114,26 @@ impl Attend {
 }
 
 fn compute(call: &Call<'_>, loaded: Loaded) -> Result<Vec<Named>, Error> {
+    match &call.chosen.reducer {
+        Some(reducer) => reduced::attend(call, reducer, loaded),
+        None => mixed(call, loaded),
+    }
+}
+
+/// What the mechanism makes of the tokens.
+fn mixed(call: &Call<'_>, loaded: Loaded) -> Result<Vec<Named>, Error> {
     match (loaded.float, call.step) {
         (Float::F64, _) => definition::attend(call, loaded),
-        (_, true) => step::attend(call, &loaded),
+        (_, true) => step::attend(call, loaded),
         (_, false) => kernel::attend(call, loaded),
     }
 }
 
 /// What is wrong with options or their combination is the caller's; what is wrong with tensors is the file's.
-fn refuse(error: Error, archive: &Archive, about: &About) -> Failure {
+fn refuse(error: Error, archive: &Archive, chosen: &Chosen) -> Failure {
     match &error {
         Error::Combination(message) => Failure::Usage(message.clone()),
-        Error::Value { name, .. } if about.options.iter().any(|option| option.name == *name) => Failure::Usage(error.to_string()),
+        Error::Value { name, .. } if chosen.options().contains_key(*name) => Failure::Usage(error.to_string()),
         _ => Failure::Data(format!("{}: {error}", archive.path().display())),
     }
 }

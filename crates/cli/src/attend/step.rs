@@ -4,22 +4,22 @@
 use super::{Call, Named};
 use crate::attend::inputs::Loaded;
 use crate::tensor::{Float, Tensor};
-use regard_core::mechanism::{State, Token};
+use regard_core::mechanism::{Memory, State, Token, Tokens};
 use regard_core::{Dims, Error, Output, View};
 use std::ops::Range;
 
 /// o and lse, laid out as the parallel form lays them.
-pub fn attend(call: &Call<'_>, loaded: &Loaded) -> Result<Vec<Named>, Error> {
-    let sequences = check(call, loaded)?;
+pub fn attend(call: &Call<'_>, mut loaded: Loaded) -> Result<Vec<Named>, Error> {
+    let sequences = check(call, &loaded)?;
+    loaded.narrow();
     let Dims { batch, heads, queries, dv, .. } = loaded.dims;
     let mut o = Tensor::zeros(Float::F32, &[batch, heads, queries, dv]);
     let mut lse = Tensor::zeros(Float::F32, &[batch, heads, queries]);
     lse.as_f32_mut().fill(f32::NEG_INFINITY);
-    let key_bias: Option<Vec<f32>> = loaded.key_bias.as_ref().map(|bias| bias.to_f64().iter().map(|&x| x as f32).collect());
     for sequence in sequences {
         let mut state = call.chosen.mechanism.start()?;
-        let steps = Steps { call, loaded, key_bias: key_bias.as_deref(), sequence };
-        steps.prefill(&mut state)?;
+        let steps = Steps { call, loaded: &loaded, sequence };
+        state.prefill(&steps.slice(0..sequence.before)?.tokens())?;
         for n in 0..sequence.queries {
             let row = steps.step(&mut state, n, &mut o)?;
             for (h, value) in row.into_iter().enumerate() {
@@ -27,7 +27,11 @@ pub fn attend(call: &Call<'_>, loaded: &Loaded) -> Result<Vec<Named>, Error> {
             }
         }
     }
-    Ok(vec![("o", o.converted(loaded.float)), ("lse", lse)])
+    let mut results = vec![("o", o.converted(loaded.float))];
+    if call.chosen.about().traces.contains(&"lse") {
+        results.push(("lse", lse));
+    }
+    Ok(results)
 }
 
 /// Refuses what cannot be stepped through, and says where each sequence begins. Without queries there is none.
@@ -63,37 +67,46 @@ impl Sequence {
 struct Steps<'a> {
     call: &'a Call<'a>,
     loaded: &'a Loaded,
-    /// `[B, G, M]`.
-    key_bias: Option<&'a [f32]>,
     sequence: Sequence,
 }
 
-impl Steps<'_> {
-    fn prefill(&self, state: &mut State) -> Result<(), Error> {
-        let before = 0..self.sequence.before;
-        let [k, v] = self.keys_and_values(before.clone())?;
-        let key_bias = self.columns(self.key_bias, before.clone());
-        let until = self.columns(self.loaded.until.as_deref(), before);
-        state.prefill(k, v, key_bias.as_deref(), until.as_deref())
-    }
+/// Some tokens of a sequence.
+struct Slice<'a> {
+    k: View<'a>,
+    v: View<'a>,
+    x: Option<View<'a>>,
+    key_bias: Option<Vec<f32>>,
+    until: Option<Vec<i64>>,
+    types: Option<Vec<i64>>,
+    type_logits: Option<Vec<f32>>,
+}
 
+impl Slice<'_> {
+    fn tokens(&self) -> Tokens<'_> {
+        Tokens {
+            x: self.x,
+            key_bias: self.key_bias.as_deref(),
+            until: self.until.as_deref(),
+            types: self.types.as_deref(),
+            type_logits: self.type_logits.as_deref(),
+            ..Tokens::new(self.k, self.v)
+        }
+    }
+}
+
+impl<'a> Steps<'a> {
     /// Takes in token `n`, writes its row of o and gives back its lse, `[H]`.
     fn step(&self, state: &mut State, n: usize, o: &mut Tensor) -> Result<Vec<f32>, Error> {
-        let Loaded { dims: Dims { heads, dk, dv, .. }, q, bias, mask, until, .. } = self.loaded;
+        let Loaded { dims: Dims { heads, dk, dv, .. }, q, bias, mask, .. } = self.loaded;
         let b = self.sequence.b;
         let at = self.sequence.before + n;
-        let [k, v] = self.keys_and_values(at..at + 1)?;
-        let key_bias = self.columns(self.key_bias, at..at + 1);
-        let until = self.columns(until.as_deref(), at..at + 1);
         let so_far = |dense: &Tensor| ([b.min(dense.shape[0] - 1), 0, n, 0], [1, dense.shape[1], 1, at + 1]);
         let bias = bias.as_ref().map(|bias| (bias, so_far(bias))).map(|(bias, (start, shape))| bias.part(start, shape, "bias"));
         let mask = mask.as_ref().map(|mask| (mask, so_far(mask))).map(|(mask, (start, shape))| mask.mask_part(start, shape));
+        let slice = self.slice(at..at + 1)?;
         let token = Token {
             q: q.part([b, 0, n, 0], [1, *heads, 1, *dk], "q")?,
-            k,
-            v,
-            key_bias: key_bias.as_deref(),
-            until: until.as_deref(),
+            kept: slice.tokens(),
             bias: bias.transpose()?,
             mask: mask.transpose()?,
         };
@@ -103,18 +116,34 @@ impl Steps<'_> {
         Ok(lse)
     }
 
-    /// Some keys of this sequence and their values.
-    fn keys_and_values(&self, range: Range<usize>) -> Result<[View<'_>; 2], Error> {
-        let Dims { kv_heads, dk, dv, .. } = self.loaded.dims;
+    /// Some tokens of this sequence.
+    fn slice(&self, range: Range<usize>) -> Result<Slice<'a>, Error> {
+        let loaded = self.loaded;
+        let Dims { kv_heads, dk, dv, .. } = loaded.dims;
         let start = [self.sequence.b, 0, range.start, 0];
         let shape = |width| [1, kv_heads, range.len(), width];
-        Ok([self.loaded.k.part(start, shape(dk), "k")?, self.loaded.v.part(start, shape(dv), "v")?])
+        let hidden = |x: &'a Tensor| x.part(start, [1, 1, range.len(), x.shape[3]], "x");
+        let flat = |tensor: &'a Option<Tensor>| tensor.as_ref().map(Tensor::as_f32);
+        Ok(Slice {
+            k: loaded.k.part(start, shape(dk), "k")?,
+            v: loaded.v.part(start, shape(dv), "v")?,
+            x: loaded.x.as_ref().map(hidden).transpose()?,
+            key_bias: self.columns(flat(&loaded.key_bias), 1, &range),
+            until: self.columns(loaded.until.as_deref(), 1, &range),
+            types: self.columns(loaded.types.as_deref(), 1, &range),
+            type_logits: self.columns(flat(&loaded.type_logits), 3, &range),
+        })
     }
 
-    /// Some columns of this sequence's rows of `[B, G, M]`.
-    fn columns<T: Copy>(&self, values: Option<&[T]>, range: Range<usize>) -> Option<Vec<T>> {
-        let Dims { kv_heads, keys, .. } = self.loaded.dims;
-        let row = |g: usize| (self.sequence.b * kv_heads + g) * keys;
-        values.map(|values| (0..kv_heads).flat_map(|g| &values[row(g) + range.start..row(g) + range.end]).copied().collect())
+    /// Some tokens of this sequence's heads, `[heads, tokens, width]`, of a tensor of keys or of queries.
+    fn columns<T: Copy>(&self, values: Option<&[T]>, width: usize, range: &Range<usize>) -> Option<Vec<T>> {
+        let Dims { batch, kv_heads, queries, keys, .. } = self.loaded.dims;
+        let values = values?;
+        let of_keys = values.len() == batch * kv_heads * keys * width;
+        let tokens = if of_keys { keys } else { queries };
+        let first = if of_keys { 0 } else { self.sequence.before };
+        let range = range.start.saturating_sub(first) * width..range.end.saturating_sub(first) * width;
+        let heads = values.chunks(tokens * width).skip(self.sequence.b * (values.len() / batch / (tokens * width)));
+        Some(heads.take(values.len() / batch / (tokens * width)).flat_map(|head| &head[range.clone()]).copied().collect())
     }
 }

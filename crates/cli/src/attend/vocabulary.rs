@@ -3,7 +3,6 @@
 use super::Call;
 use crate::failure::{Failure, warn};
 use crate::files::Archive;
-use regard_core::mechanism::About;
 
 /// Every tensor that some mechanism reads beside q, k, v.
 const KNOWN: [&str; 19] = [
@@ -32,19 +31,20 @@ const ALWAYS: [&str; 5] = ["q", "k", "v", "x", "do"];
 /// Those of a ragged cache.
 const RAGGED: [&str; 3] = ["key_spans", "key_positions", "query_positions"];
 
-/// Whether a mechanism reads a tensor.
-fn reads(about: &About, name: &str) -> bool {
-    about.tensors.contains(&name)
+/// Whether a mechanism, or a reducer beside it, reads a tensor.
+fn reads(call: &Call<'_>, name: &str) -> bool {
+    let reducer = call.chosen.reducer.as_ref().is_some_and(|reducer| reducer.about().tensors.contains(&name));
+    reducer || call.chosen.about().tensors.contains(&name)
 }
 
 /// Refuses what another mechanism would read, and what the call excludes; warns of strangers.
 pub fn check(archive: &Archive, call: &Call<'_>) -> Result<(), Failure> {
-    let about = call.chosen.about();
-    for name in archive.names().filter(|name| !ALWAYS.contains(name) && !reads(about, name)) {
+    let by = call.chosen.name();
+    for name in archive.names().filter(|name| !ALWAYS.contains(name) && !reads(call, name)) {
         if KNOWN.contains(&name) {
-            return Err(archive.refuse(name, &format!("is not read by {}; leave it out of the file", about.name)));
+            return Err(archive.refuse(name, &format!("is not read by {}; leave it out of the file", by)));
         }
-        warn(&format!("{}: tensor {name:?} is none that {} reads; ignored", archive.path().display(), about.name));
+        warn(&format!("{}: tensor {name:?} is none that {} reads; ignored", archive.path().display(), by));
     }
     let packed = ["offsets_q", "offsets_k"].into_iter().chain(RAGGED);
     if let Some(name) = packed.filter(|_| call.step).find(|name| archive.entry(name).is_some()) {

@@ -1,7 +1,7 @@
 //! How far results are from a definition, on sampled rows.
 
 use rayon::prelude::*;
-use regard_core::oracle::{Definition, ForwardRow};
+use regard_core::oracle::{Definition, ForwardRow, Oracle};
 use regard_core::{Dims, View};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -55,14 +55,15 @@ pub fn sample(dims: &Dims) -> Vec<At> {
     heads.into_iter().flat_map(|[b, h]| rows.iter().map(move |&i| [b, h, i])).collect()
 }
 
-/// How far some rows of `o` are from a definition.
-pub fn of_forward(definition: &Definition, o: View<'_>, rows: &[At]) -> Differences {
-    let expected: Vec<ForwardRow> = rows.par_iter().flat_map_iter(|&[b, h, i]| definition.forward_rows(b, h, &[i])).collect();
+/// How far some rows of `o` are from a definition; none where it has no single rows.
+pub fn of_forward(definition: &dyn Oracle, o: View<'_>, rows: &[At]) -> Option<Differences> {
+    let row_of = |&[b, h, i]: &At| definition.rows([b, h], &[i]).map(|mut found| found.remove(0));
+    let expected: Vec<ForwardRow> = rows.par_iter().map(row_of).collect::<Option<_>>()?;
     let mut differences = Differences::default();
     for (&at, expected) in rows.iter().zip(&expected) {
         differences.add(row(o, at), &expected.o);
     }
-    differences
+    Some(differences)
 }
 
 /// How far some rows of `dq` are from a definition; none with dropout, whose draws the definition keeps to itself.

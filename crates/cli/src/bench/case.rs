@@ -8,8 +8,8 @@ use crate::chosen::Chosen;
 use crate::failure::Failure;
 use crate::tensor::{Float, Tensor};
 use clap::ValueEnum;
-use regard_core::mechanism::{Inputs, Mechanism, Pass};
-use regard_core::{Dims, Error, Gradients, Output, Par, Saved, Sight, View};
+use regard_core::mechanism::{Choices, Gradients, Inputs, Mechanism, Pass, Plan};
+use regard_core::{Dims, Error, Output, Par, Saved, Sight, View};
 
 /// Gradients are compared as a whole up to so many visible pairs times widths, dq alone in sampled rows beyond.
 const WHOLE: f64 = 3e8;
@@ -126,7 +126,11 @@ impl Case<'_> {
         let n = self.queries();
         let q = heads.q.part([0, 0, queries - n, 0], [batch, h, n, dk], "q")?;
         let sight = if self.causal { Sight::causal() } else { Sight::full() };
-        Ok(Inputs::new(q, heads.k.view("k")?, heads.v.view("v")?, sight))
+        let mut inputs = Inputs::new(q, heads.k.view("k")?, heads.v.view("v")?, sight);
+        let reads = |tensor| self.chosen.about().needs.first().is_some_and(|set| set.contains(&tensor));
+        inputs.x = reads("x").then(|| heads.x.view("x")).transpose()?;
+        inputs.types = reads("types").then_some(&heads.types[..]);
+        Ok(inputs)
     }
 
     fn results(&self, inputs: &Heads) -> Results {
@@ -143,43 +147,54 @@ impl Case<'_> {
         let mechanism = &self.chosen.mechanism;
         let Results { o, lse, gradients } = results;
         let mut output = Output { o: o.view_mut("o")?, lse: Some(lse.as_f32_mut()) };
-        mechanism.forward(inputs, self.pass(), &mut output, self.par)?;
+        let choices = mechanism.choose(inputs, self.pass(), self.par)?;
+        let plan = mechanism.plan(inputs, &choices, self.pass())?;
+        plan.forward(&mut output, self.par)?;
         let Some([dq, dk, dv]) = gradients else { return Ok(()) };
         let saved = Saved { o: o.view("o")?, lse: lse.as_f32(), d_o: self.heads.d_o.view("do")? };
         let [dq, dk, dv] = [Some(dq.view_mut("dq")?), Some(dk.view_mut("dk")?), Some(dv.view_mut("dv")?)];
-        let mut gradients = Gradients { dq, dk, dv, ..Gradients::default() };
-        mechanism.backward(inputs, self.pass(), &saved, &mut gradients, self.par)
+        let mut gradients = Gradients::from(regard_core::Gradients { dq, dk, dv, ..regard_core::Gradients::default() });
+        plan.backward(&saved, &mut gradients, self.par)
+    }
+
+    fn choices(&self, inputs: &Inputs<'_>) -> Result<Choices, Error> {
+        self.chosen.mechanism.choose(inputs, self.pass(), self.par)
     }
 
     /// Plain causal attention counts as half of all pairs, everything else as the pairs that see each other.
     fn work(&self, inputs: &Inputs<'_>) -> Result<Work, Error> {
-        let problem = self.chosen.mechanism.problem(inputs, self.pass())?;
-        let Dims { batch, heads, queries: n, dk, dv, .. } = *problem.dims();
-        let seen = problem.visible_pairs();
+        let choices = self.choices(inputs)?;
+        let plan = self.chosen.mechanism.plan(inputs, &choices, self.pass())?;
+        let (dims, seen) = (plan.dims(), plan.pairs());
+        let Dims { batch, heads, queries: n, dk, dv, .. } = dims;
         let triangle = self.causal && seen == (batch * heads) as u64 * (n as u64 * (n as u64 + 1) / 2) && n > 1;
         let pairs = if triangle { (batch * heads) as f64 * (n as f64).powi(2) / 2.0 } else { seen as f64 };
         let factor = if self.phase == Phase::Backward { 3.5 } else { 1.0 };
-        let bytes = seen as f64 / problem.dims().group() as f64 * ((dk + dv) * self.source.float.bytes()) as f64;
+        let bytes = seen as f64 / dims.group() as f64 * ((dk + dv) * self.source.float.bytes()) as f64;
         Ok(Work { pairs: seen as f64, flops: factor * 2.0 * (dk + dv) as f64 * pairs, bytes })
     }
 
     /// Against the mechanism's own definition: gradients after a backward pass, else o.
     fn error(&self, inputs: &Inputs<'_>, results: &Results, work: &Work) -> Result<Option<Deviation>, Error> {
-        let definition = self.chosen.mechanism.definition(inputs, self.pass())?;
+        let choices = self.choices(inputs)?;
+        let plan = self.chosen.mechanism.plan(inputs, &choices, self.pass())?;
+        let oracle = plan.oracle();
         let dims = Dims { queries: self.queries(), ..self.heads.dims };
         let rows = accuracy::sample(&dims);
         let Some(gradients) = &results.gradients else {
-            return Ok(Some(accuracy::of_forward(&definition, results.o.view("o")?, &rows).deviation()));
+            return Ok(accuracy::of_forward(oracle.as_ref(), results.o.view("o")?, &rows).map(Differences::deviation));
         };
         if work.pairs * (dims.dk + dims.dv) as f64 > WHOLE {
+            let Some(problem) = plan.problem() else { return Ok(None) };
             let [dq, ..] = gradients;
-            let differences = accuracy::of_dq(&definition, self.heads.d_o.view("do")?, dq.view("dq")?, &rows);
+            let differences = accuracy::of_dq(&problem.definition(), self.heads.d_o.view("do")?, dq.view("dq")?, &rows);
             return Ok(differences.map(Differences::deviation));
         }
-        let expected = definition.backward(&self.heads.d_o.to_f64());
+        let truth = oracle.truth(Some(&self.heads.d_o.to_f64()));
         let mut differences = Differences::default();
-        for (found, expected) in gradients.iter().zip([&expected.dq, &expected.dk, &expected.dv]) {
-            differences.add(found.to_f64(), expected);
+        for (found, name) in gradients.iter().zip(["dq", "dk", "dv"]) {
+            let defined = truth.iter().find(|defined| defined.name == name);
+            differences.add(found.to_f64(), &defined.map_or(&[][..], |defined| &defined.values));
         }
         Ok(Some(differences.deviation()))
     }
@@ -188,20 +203,23 @@ impl Case<'_> {
     fn approximation(&self, inputs: &Inputs<'_>, results: &Results) -> Result<Option<Approximation>, Error> {
         let exact = Mechanism::by_name("exact").filter(|exact| exact.about().name != self.chosen.about().name);
         let Some(exact) = exact else { return Ok(None) };
-        let distance = |inputs: &Inputs<'_>, o: View<'_>| -> Result<Deviation, Error> {
+        let distance = |inputs: &Inputs<'_>, o: View<'_>| -> Result<Option<Deviation>, Error> {
             let rows = accuracy::sample(&Dims { queries: self.queries(), ..self.heads.dims });
-            Ok(accuracy::of_forward(&exact.definition(inputs, Pass::default())?, o, &rows).deviation())
+            let inputs = Inputs::new(inputs.q, inputs.k, inputs.v, inputs.sight);
+            let choices = exact.choose(&inputs, Pass::default(), self.par)?;
+            let oracle = exact.plan(&inputs, &choices, Pass::default())?.oracle();
+            Ok(accuracy::of_forward(oracle.as_ref(), o, &rows).map(Differences::deviation))
         };
         let here = distance(inputs, results.o.view("o")?)?;
         if self.source.captured.is_none() {
-            return Ok(Some(Approximation { random: Some(here), captured: None }));
+            return Ok(Some(Approximation { random: here, captured: None }));
         }
         let heads = self.source.random_heads(self.heads.dims.keys);
         let random = self.inputs(&heads)?;
         let mut o = self.results(&heads).o;
         let mut output = Output { o: o.view_mut("o")?, lse: None };
         self.chosen.mechanism.forward(&random, self.pass(), &mut output, self.par)?;
-        Ok(Some(Approximation { random: Some(distance(&random, o.view("o")?)?), captured: Some(here) }))
+        Ok(Some(Approximation { random: distance(&random, o.view("o")?)?, captured: here }))
     }
 
     /// Speed means nothing if the results are wrong.

@@ -15,6 +15,11 @@ const LARGE: f32 = 6.0;
 /// Spread of the noise on repeated rows, as a fraction of the tensor's own.
 const NOISE: f64 = 0.1;
 
+/// Tokens that share a centre of hidden states.
+const TOKENS_PER_CENTRE: usize = 8;
+/// A normal number is larger with a probability of one in ten.
+const ONE_IN_TEN: f32 = 1.281_551_6;
+
 /// Sizes that do not depend on the length.
 #[derive(Clone, Copy)]
 pub struct Sizes {
@@ -48,6 +53,10 @@ pub struct Heads {
     pub v: Tensor,
     /// `[B, H, N, Dv]`.
     pub d_o: Tensor,
+    /// Hidden states `[B, 1, N, H·Dk]` around one centre for every 8 tokens, with a little noise.
+    pub x: Tensor,
+    /// Types of keys `[B, G, N]`: one in ten global, the others window keys.
+    pub types: Vec<i64>,
     /// Their sizes.
     pub dims: Dims,
 }
@@ -120,7 +129,19 @@ impl Source {
             row.fill(0.0);
             Draw::new(self.seed, [3, bh, n]).add_normals(1.0, row);
         };
+        let centre = |[bh, n]: [usize; 2], row: &mut [f32]| {
+            row.fill(0.0);
+            Draw::new(self.seed, [4, bh, n % length.div_ceil(TOKENS_PER_CENTRE)]).add_normals(1.0, row);
+            Draw::new(self.seed, [5, bh, n]).add_normals(NOISE, row);
+        };
+        let kind = |at: usize| {
+            let mut chance = [0.0];
+            Draw::new(self.seed, [6, at / length, at % length]).add_normals(1.0, &mut chance);
+            if chance[0] > ONE_IN_TEN { 0 } else { 2 }
+        };
         Heads {
+            x: filled(self.float, [batch, 1, length, heads * dk], centre),
+            types: (0..batch * kv_heads * length).map(kind).collect(),
             q: filled(self.float, [batch, heads, length, dk], q),
             k: filled(self.float, [batch, kv_heads, length, dk], k),
             v: filled(self.float, [batch, kv_heads, length, dv], v),

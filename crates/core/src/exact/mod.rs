@@ -10,11 +10,12 @@ pub(crate) mod multiplicity;
 mod pack;
 mod plan;
 mod received;
+mod received_backward;
 mod score;
 mod softmax;
 
-use crate::problem::check_flat;
-use crate::{Error, Gradients, Output, Par, Problem, Saved};
+use crate::problem::{check_flat, expect};
+use crate::{Error, Gradients, Output, Par, Problem, Saved, ViewMut};
 use std::ops::Range;
 
 /// Attention: `o = softmax(s) v` and, if wanted, `lse`.
@@ -57,6 +58,27 @@ pub fn received(problem: &Problem<'_>, lse: &[f32], into: &mut [f32], par: Par) 
     check_flat("lse", Some(lse), heads * problem.dims.queries)?;
     check_flat("received", Some(into), heads * problem.dims.keys)?;
     received::run(problem, lse, into, par);
+    Ok(())
+}
+
+/// Gradients of q and k from that of received attention, `[B, H, M]`, and the log-sum-exp `[B, H, N]` of a forward pass:
+/// `dq [B, H, N, Dk]`, `dk [B, G, M, Dk]`.
+///
+/// # Errors
+/// If a slice or a gradient does not fit the problem.
+pub fn received_backward(
+    problem: &Problem<'_>,
+    lse: &[f32],
+    d_received: &[f32],
+    (mut dq, mut dk): (ViewMut<'_>, ViewMut<'_>),
+    par: Par,
+) -> Result<(), Error> {
+    let dims = &problem.dims;
+    check_flat("lse", Some(lse), dims.batch * dims.heads * dims.queries)?;
+    check_flat("dreceived", Some(d_received), dims.batch * dims.heads * dims.keys)?;
+    expect("dq", dq.shape(), [dims.batch, dims.heads, dims.queries, dims.dk])?;
+    expect("dk", dk.shape(), [dims.batch, dims.kv_heads, dims.keys, dims.dk])?;
+    received_backward::run(problem, [lse, d_received], [&mut dq, &mut dk], par);
     Ok(())
 }
 

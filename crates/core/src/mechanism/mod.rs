@@ -223,6 +223,11 @@ pub trait Plan {
         Vec::new()
     }
 
+    /// Gradients it has beside those of q, k, v and biases, by name: `dx`, `dtype_logits`, `dthreshold`.
+    fn gradients(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     /// Its sizes.
     fn dims(&self) -> Dims;
 
@@ -449,6 +454,10 @@ impl Plan for Planned<'_> {
 
     fn traces(&self) -> Vec<Trace> {
         self.any().traces()
+    }
+
+    fn gradients(&self) -> Vec<&'static str> {
+        self.any().gradients()
     }
 
     fn dims(&self) -> Dims {

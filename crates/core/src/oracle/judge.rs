@@ -25,6 +25,16 @@ pub trait Oracle: Send + Sync {
     /// The same tensors by plain implementations in f32 whose results are rounded to a storage type.
     fn plain(&self, d_o: Option<&[f64]>, storage: Storage) -> Vec<Vec<Defined>>;
 
+    /// The attention that every key received, `[B, H, M]`, where the mechanism has it.
+    fn received(&self) -> Option<Vec<f64>> {
+        None
+    }
+
+    /// Takes a number among the options, `scale` or `softcap`, more precisely than in f32.
+    fn refine(&mut self, option: &str, value: f64) {
+        let _ = (option, value);
+    }
+
     /// Some rows of head `[b, h]` of a large call; none where rows cannot be had one by one.
     fn rows(&self, head: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>>;
 }
@@ -72,6 +82,18 @@ impl Oracle for Definition {
         vec![by(Weights::Normalised), by(Weights::FromLse)]
     }
 
+    fn received(&self) -> Option<Vec<f64>> {
+        Some(self.forward().received)
+    }
+
+    fn refine(&mut self, option: &str, value: f64) {
+        match option {
+            "scale" => self.scale = Some(value),
+            "softcap" => self.softcap = Some(value),
+            _ => {}
+        }
+    }
+
     fn rows(&self, [b, h]: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {
         Some(self.forward_rows(b, h, rows))
     }
@@ -81,6 +103,17 @@ impl Oracle for Definition {
 pub trait Formula: Clone + Send + Sync {
     /// `o [B, H, N, Dv]`, and `lse [B, H, N]` where there is one.
     fn evaluate<T: Real>(&self, leaves: &Leaves<T>) -> (Vec<T>, Option<Vec<T>>);
+
+    /// See [`Oracle::received`].
+    fn received(&self, leaves: &Leaves<f64>) -> Option<Vec<f64>> {
+        let _ = leaves;
+        None
+    }
+
+    /// See [`Oracle::refine`].
+    fn refine(&mut self, option: &str, value: f64) {
+        let _ = (option, value);
+    }
 
     /// Some rows of a head, if they can be had one by one.
     fn rows(&self, leaves: &Leaves<f64>, head: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {
@@ -159,6 +192,14 @@ impl<F: Formula> Oracle for Judged<F> {
 
     fn plain(&self, d_o: Option<&[f64]>, storage: Storage) -> Vec<Vec<Defined>> {
         vec![self.run::<true>(d_o, storage)]
+    }
+
+    fn received(&self) -> Option<Vec<f64>> {
+        self.formula.received(&self.leaves)
+    }
+
+    fn refine(&mut self, option: &str, value: f64) {
+        self.formula.refine(option, value);
     }
 
     fn rows(&self, head: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {

@@ -30,6 +30,7 @@
 //! ```
 
 mod judge;
+pub mod reduce;
 mod tape;
 
 pub use judge::{Defined, Formula, Judged, Leaves, Oracle};

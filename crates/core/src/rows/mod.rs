@@ -24,12 +24,12 @@ pub mod embedding;
 pub mod frequencies;
 mod id;
 pub mod linear;
-mod matrix;
+pub(crate) mod matrix;
 mod multiply;
 pub mod norm;
 pub mod rotary;
 pub mod softmax;
-mod sweep;
+pub(crate) mod sweep;
 pub mod swiglu;
 
 pub use cross_entropy::Labels;

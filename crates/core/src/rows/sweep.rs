@@ -16,23 +16,23 @@ pub(super) const MOST_LANES: usize = 16;
 const COST: f64 = 16.0;
 
 /// Work on blocks of rows.
-pub(super) trait Sweep: Sync {
+pub(crate) trait Sweep: Sync {
     /// Does the block of this number. The scratch is the thread's own and holds whatever was left in it.
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, scratch: &mut Aligned<f32>);
 }
 
 /// Blocks of a matrix of this shape.
-pub(super) fn blocks([rows, columns]: [usize; 2]) -> Vec<Range<usize>> {
+pub(crate) fn blocks([rows, columns]: [usize; 2]) -> Vec<Range<usize>> {
     pieces(rows, (BLOCK / columns.max(1)).max(1))
 }
 
 /// `0..end` in ranges of `size`, the last one shorter.
-pub(super) fn pieces(end: usize, size: usize) -> Vec<Range<usize>> {
+pub(crate) fn pieces(end: usize, size: usize) -> Vec<Range<usize>> {
     (0..end).step_by(size).map(|start| start..end.min(start + size)).collect()
 }
 
 /// Does every block, on as many threads as `elements` are worth.
-pub(super) fn sweep(work: &impl Sweep, blocks: &[Range<usize>], elements: usize, par: Par) {
+pub(crate) fn sweep(work: &impl Sweep, blocks: &[Range<usize>], elements: usize, par: Par) {
     par.run(blocks.len(), elements as f64 * COST, |jobs| dispatch(par.level_in_use(), Worker { work, blocks, jobs }));
 }
 
@@ -56,7 +56,7 @@ impl<W: Sweep> Task for Worker<'_, W> {
 
 /// The lanes of a row from `at` on; lanes past its end are `fill`.
 #[inline(always)]
-pub(super) fn load<S: Lanes, T: Element>(s: S, row: &[T], at: usize, fill: f32) -> S::F {
+pub(crate) fn load<S: Lanes, T: Element>(s: S, row: &[T], at: usize, fill: f32) -> S::F {
     if at + S::N <= row.len() {
         return T::load(s, &row[at..]);
     }
@@ -67,7 +67,7 @@ pub(super) fn load<S: Lanes, T: Element>(s: S, row: &[T], at: usize, fill: f32) 
 
 /// Writes the lanes to a row from `at` on, as far as it goes.
 #[inline(always)]
-pub(super) fn store<S: Lanes, T: Element>(s: S, row: &mut [T], at: usize, x: S::F) {
+pub(crate) fn store<S: Lanes, T: Element>(s: S, row: &mut [T], at: usize, x: S::F) {
     if at + S::N <= row.len() {
         return T::store(s, &mut row[at..], x);
     }

@@ -5,11 +5,12 @@
 //! large negative number rather than -inf, which WGSL need not know, and their weights are set to zero. The maximum of a
 //! row is taken as a constant; that changes no gradient. Keys that no query of a block sees are left out.
 
-use super::Attention;
+use super::{Attention, Learned};
 use crate::{Error, Tally};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use regard_core::{Dims, Intervals, Problem, Strided, View, alibi_slopes, exact};
+use regard_core::mechanism::Plan as _;
+use regard_core::{Dims, Intervals, Par, Problem, Strided, View, alibi_slopes, exact};
 use std::ops::Range;
 
 /// Scores at or below this are hidden.
@@ -26,6 +27,26 @@ fn shape_only_mask<'a>(x: &Tensor<4, Bool>) -> Result<Strided<'a, u8>, Error> {
     Ok(Strided::new(&[1u8], 0, x.dims(), [0; 4], "mask")?)
 }
 
+fn elsewhere(message: String) -> Error {
+    regard_core::Error::Combination(message).into()
+}
+
+/// What choices are made from, read back from the device.
+struct Host {
+    type_logits: Option<Vec<f32>>,
+}
+
+impl Host {
+    fn read(learned: &Learned) -> Result<Self, Error> {
+        let Some(logits) = &learned.type_logits else { return Ok(Host { type_logits: None }) };
+        if logits.gradient_checkpointing_strategy().is_some() {
+            return Err(elsewhere("type_logits have gradients on Burn's CPU device only: pass their `inner` here".to_owned()));
+        }
+        let data = logits.clone().into_data().convert::<f32>();
+        Ok(Host { type_logits: data.try_to_vec().ok() })
+    }
+}
+
 pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
     Tally::add(|tally| tally.composed += 1);
     let mut inputs = how.rules.inputs([shape_only(&q, "q")?, shape_only(&k, "k")?, shape_only(&v, "v")?]);
@@ -35,12 +56,18 @@ pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Te
     inputs.bias = how.bias.as_ref().map(|bias| shape_only(bias, "bias")).transpose()?;
     let zeros = vec![0.0; how.key_bias.as_ref().map_or(0, |bias| bias.dims().iter().product())];
     inputs.key_bias = how.key_bias.as_ref().map(|_| &zeros[..]);
-    let problem = how.rules.problem(&inputs)?;
+    let host = Host::read(&how.learned)?;
+    inputs.type_logits = host.type_logits.as_deref();
+    let (mechanism, pass) = (how.rules.mechanism()?, how.rules.pass());
+    let choices = mechanism.choose(&inputs, pass, Par::default())?;
+    let plan = mechanism.plan(&inputs, &choices, pass)?;
+    let name = mechanism.about().name;
+    let problem = plan.problem().ok_or_else(|| elsewhere(format!("{name} with these options runs on Burn's CPU device only")))?;
     let (dims, device, dtype) = (*problem.dims(), q.device(), q.dtype());
     if [dims.batch, dims.queries, dims.keys].contains(&0) {
         return Ok(Tensor::zeros([dims.batch, dims.heads, dims.queries, dims.dv], (&device, dtype)));
     }
-    let call = Call::new(&problem, how, [q, k, v]);
+    let call = Call::new(problem, how, [q, k, v]);
     let rows = (BLOCK / (dims.batch * dims.heads * dims.keys)).clamp(1, dims.queries);
     let blocks = (0..dims.queries).step_by(rows).map(|start| call.block(start..dims.queries.min(start + rows)));
     Ok(Tensor::cat(blocks.collect::<Result<Vec<_>, _>>()?, 2).cast(dtype))

@@ -1,15 +1,15 @@
 //! On Burn's CPU device: one operation, the kernels of the core forward and backward. Saved between them: q, k, v and the
 //! biases (checkpointed), the output, and one f32 per query row, the log-sum-exp.
 
-use super::Attention;
 use super::rules::Rules;
+use super::{Attention, Learned};
 use crate::autodiff::{self, Operation, Parent, Parents, Step, flex_bool};
 use crate::flex::{self, Fresh};
 use crate::{Error, Tally};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Tensor};
-use regard_core::mechanism::Inputs;
-use regard_core::{Gradients, Output, Par, Saved, View, ViewMut};
+use regard_core::mechanism::{Choices, Gradients, Inputs, Plan};
+use regard_core::{Output, Par, Saved, View, ViewMut};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -19,7 +19,10 @@ const K: usize = 1;
 const V: usize = 2;
 const KEY_BIAS: usize = 3;
 const BIAS: usize = 4;
-const PARENTS: usize = 5;
+const X: usize = 5;
+const TYPE_LOGITS: usize = 6;
+const THRESHOLD: usize = 7;
+const PARENTS: usize = 8;
 
 /// The operation.
 #[derive(Debug, Clone)]
@@ -33,19 +36,25 @@ struct Fused {
 struct Left {
     o: FlexTensor,
     lse: Arc<[f32]>,
+    choices: Arc<Choices>,
 }
 
 pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
     let operation = Fused { rules: how.rules.clone(), mask: how.mask.clone().and_then(flex_bool) };
+    let heads = [q, k, v].map(|x| Some(Parent::from(x)));
     let biases = [how.key_bias.clone().map(Parent::from), how.bias.clone().map(Parent::from)];
-    let [key_bias, bias] = biases;
-    autodiff::run(operation, [Some(q.into()), Some(k.into()), Some(v.into()), key_bias, bias])
+    let Learned { x, type_logits, threshold } = how.learned.clone();
+    let learned = [x.map(|x| x.unsqueeze_dim::<4>(1).into()), type_logits.map(Parent::from), threshold.map(Parent::from)];
+    let ([q, k, v], [key_bias, bias], [x, type_logits, threshold]) = (heads, biases, learned);
+    autodiff::run(operation, [q, k, v, key_bias, bias, x, type_logits, threshold])
 }
 
-/// What kernels borrow from the parents: key biases as one slice, dense biases in a type they take.
+/// What kernels borrow from the parents: small ones as one slice each, dense biases in a type they take.
 struct Borrowed<'a> {
     parents: &'a Parents<PARENTS>,
     key_bias: Option<Cow<'a, [f32]>>,
+    type_logits: Option<Cow<'a, [f32]>>,
+    threshold: Option<Cow<'a, [f32]>>,
     bias: Option<FlexTensor>,
 }
 
@@ -58,7 +67,8 @@ impl<'a> Borrowed<'a> {
             Tally::add(|tally| tally.copies += 1);
             flex::cast(bias, DType::F32)
         });
-        Borrowed { parents, key_bias: parents[KEY_BIAS].as_ref().map(flex::flat), bias }
+        let [key_bias, type_logits, threshold] = [KEY_BIAS, TYPE_LOGITS, THRESHOLD].map(|at| parents[at].as_ref().map(flex::flat));
+        Borrowed { parents, key_bias, type_logits, threshold, bias }
     }
 
     fn parent(&self, at: usize, tensor: &'static str) -> Result<View<'_>, Error> {
@@ -72,6 +82,9 @@ impl<'a> Borrowed<'a> {
             inputs.sight = inputs.sight.mask(flex::mask(mask)?);
         }
         inputs.key_bias = self.key_bias.as_deref();
+        inputs.type_logits = self.type_logits.as_deref();
+        inputs.threshold = self.threshold.as_deref();
+        inputs.x = self.parents[X].as_ref().map(|x| flex::view(x, "x")).transpose()?;
         inputs.bias = self.bias.as_ref().map(|bias| flex::view(bias, "bias")).transpose()?;
         Ok(inputs)
     }
@@ -91,55 +104,80 @@ impl Operation<PARENTS> for Fused {
         let mut o = Fresh::like(present(parents, Q), [batch, heads, queries, inputs.v.shape()[3]]);
         let mut lse = vec![0.0; if keep { batch * heads * queries } else { 0 }];
         let mut out = Output { o: o.view_mut("o")?, lse: keep.then_some(&mut lse) };
-        self.rules.mechanism()?.forward(&inputs, self.rules.pass(), &mut out, Par::default())?;
+        let (mechanism, pass) = (self.rules.mechanism()?, self.rules.pass());
+        let choices = mechanism.choose(&inputs, pass, Par::default())?;
+        mechanism.plan(&inputs, &choices, pass)?.forward(&mut out, Par::default())?;
         let o = o.into_tensor();
-        Ok((o.clone(), Left { o, lse: lse.into() }))
+        Ok((o.clone(), Left { o, lse: lse.into(), choices: Arc::new(choices) }))
     }
 
     fn backward(&self, step: Step<Self, PARENTS>, wanted: [bool; PARENTS]) -> Result<Parents<PARENTS>, Error> {
         let borrowed = Borrowed::new(&step.parents);
         let inputs = borrowed.inputs(self)?;
         let saved = Saved { o: flex::view(&step.saved.o, "o")?, lse: &step.saved.lse, d_o: flex::view(&step.gradient, "do")? };
+        let plan = self.rules.mechanism()?.plan(&inputs, &step.saved.choices, self.rules.pass())?;
         let mut wished = Wished::new(&step.parents, wanted);
-        self.rules.mechanism()?.backward(&inputs, self.rules.pass(), &saved, &mut wished.gradients()?, Par::default())?;
+        wished.drop_constants(&plan.gradients());
+        plan.backward(&saved, &mut wished.gradients()?, Par::default())?;
         Ok(wished.into_tensors(&step.parents))
     }
 }
 
+/// Parents whose gradients are tensors, and those whose gradients are slices.
+const TENSORS: [usize; 4] = [Q, K, V, X];
+const SLICES: [usize; 4] = [KEY_BIAS, BIAS, TYPE_LOGITS, THRESHOLD];
+
 /// Memory for the gradients that are wanted.
 struct Wished {
-    heads: [Option<Fresh>; 3],
-    biases: [Option<Vec<f32>>; 2],
+    tensors: [Option<Fresh>; 4],
+    slices: [Option<Vec<f32>>; 4],
 }
 
 impl Wished {
     fn new(parents: &Parents<PARENTS>, wanted: [bool; PARENTS]) -> Self {
         let parent = |at: usize| parents[at].as_ref().filter(|_| wanted[at]);
-        let heads = [Q, K, V].map(|at| parent(at).map(|x| Fresh::like(x, dims(x))));
-        let biases = [KEY_BIAS, BIAS].map(|at| parent(at).map(|x| vec![0.0; x.layout().num_elements()]));
-        Wished { heads, biases }
+        let tensors = TENSORS.map(|at| parent(at).map(|x| Fresh::like(x, dims(x))));
+        let slices = SLICES.map(|at| parent(at).map(|x| vec![0.0; x.layout().num_elements()]));
+        Wished { tensors, slices }
+    }
+
+    /// Forgets gradients that the plan does not have: those parents only chose.
+    fn drop_constants(&mut self, has: &[&str]) {
+        let [.., x] = &mut self.tensors;
+        let [.., type_logits, threshold] = &mut self.slices;
+        if !has.contains(&"dx") {
+            *x = None;
+        }
+        for (slice, name) in [(type_logits, "dtype_logits"), (threshold, "dthreshold")] {
+            if !has.contains(&name) {
+                *slice = None;
+            }
+        }
     }
 
     fn gradients(&mut self) -> Result<Gradients<'_>, Error> {
-        let [dq, dk, dv] = &mut self.heads;
-        let [dkey_bias, dbias] = &mut self.biases;
-        Ok(Gradients {
+        let [dq, dk, dv, dx] = &mut self.tensors;
+        let [dkey_bias, dbias, dtype_logits, dthreshold] = &mut self.slices;
+        let heads = regard_core::Gradients {
             dq: written(dq, "dq")?,
             dk: written(dk, "dk")?,
             dv: written(dv, "dv")?,
             dkey_bias: dkey_bias.as_deref_mut(),
             dbias: dbias.as_deref_mut(),
-        })
+        };
+        let (dtype_logits, dthreshold) = (dtype_logits.as_deref_mut(), dthreshold.as_deref_mut());
+        Ok(Gradients { heads, dx: written(dx, "dx")?, dtype_logits, dthreshold })
     }
 
     fn into_tensors(self, parents: &Parents<PARENTS>) -> Parents<PARENTS> {
-        let like = |values: Option<Vec<f32>>, at: usize| {
-            let (values, x) = (values?, parents[at].as_ref()?);
-            Some(flex::tensor(values, x.layout().shape(), x.dtype()))
-        };
-        let ([dq, dk, dv], [dkey_bias, dbias]) = (self.heads, self.biases);
-        let head = |x: Option<Fresh>| x.map(Fresh::into_tensor);
-        [head(dq), head(dk), head(dv), like(dkey_bias, KEY_BIAS), like(dbias, BIAS)]
+        let mut all = [const { None }; PARENTS];
+        for (at, tensor) in TENSORS.into_iter().zip(self.tensors) {
+            all[at] = tensor.map(Fresh::into_tensor);
+        }
+        for (at, values) in SLICES.into_iter().zip(self.slices) {
+            all[at] = values.zip(parents[at].as_ref()).map(|(values, x)| flex::tensor(values, x.layout().shape(), x.dtype()));
+        }
+        all
     }
 }
 

@@ -9,7 +9,7 @@ mod rules;
 
 use crate::{Error, door};
 use burn::tensor::{Bool, Tensor};
-use regard_core::mechanism::Mechanism;
+use regard_core::mechanism::{Mechanism, Pass};
 use regard_core::{Alignment, Dropout};
 use rules::Rules;
 use std::sync::Arc;
@@ -26,7 +26,16 @@ pub struct Attention {
     key_bias: Option<Tensor<3>>,
     bias: Option<Tensor<4>>,
     mask: Option<Tensor<4, Bool>>,
+    learned: Learned,
     unfused: bool,
+}
+
+/// What some mechanisms learn from, beside q, k and v.
+#[derive(Debug, Clone, Default)]
+struct Learned {
+    x: Option<Tensor<3>>,
+    type_logits: Option<Tensor<4>>,
+    threshold: Option<Tensor<1>>,
 }
 
 impl Attention {
@@ -148,6 +157,40 @@ impl Attention {
         Attention { bias: Some(bias), ..self }
     }
 
+    /// Hidden states `[B, N, E]`, for mechanisms that look at tokens as a whole. They may be tracked.
+    #[must_use]
+    pub fn hidden_states(mut self, x: Tensor<3>) -> Self {
+        self.learned.x = Some(x);
+        self
+    }
+
+    /// Types of keys `[B, G, M]`, row-major, or of queries `[B, H, N]`, for `nats`: 0 global, 1 local, 2 window.
+    #[must_use]
+    pub fn types(self, types: impl Into<Arc<[i64]>>) -> Self {
+        self.with(|rules| rules.types = Some(types.into()))
+    }
+
+    /// What `nats` chooses types by, `[B, G, M, 3]` or `[B, H, N, 3]`: the largest. They may be tracked; gradients go straight
+    /// through the choice.
+    #[must_use]
+    pub fn type_logits(mut self, logits: Tensor<4>) -> Self {
+        self.learned.type_logits = Some(logits);
+        self
+    }
+
+    /// A threshold for every query head, `[H]`, for `clustered`. It may be tracked.
+    #[must_use]
+    pub fn threshold(mut self, threshold: Tensor<1>) -> Self {
+        self.learned.threshold = Some(threshold);
+        self
+    }
+
+    /// Whether this call is one of training, with the seed and step that whatever is random depends on.
+    #[must_use]
+    pub fn pass(self, pass: Pass) -> Self {
+        self.with(|rules| rules.set_pass(pass))
+    }
+
     /// `[B|1, H|1, N, M]`, true = may attend. (The masks of `burn::nn::attention` say the opposite.)
     #[must_use]
     pub fn mask(self, mask: Tensor<4, Bool>) -> Self {
@@ -176,7 +219,28 @@ impl Attention {
             let [batch, heads, keys, _] = k.dims();
             door::expect("key_bias", &bias.dims(), &[batch, heads, keys])?;
         }
+        self.check_learned(q)?;
         self.mask.as_ref().map_or(Ok(()), |mask| door::same_place(q, "mask", mask))
+    }
+
+    fn check_learned(&self, q: &Tensor<4>) -> Result<(), Error> {
+        let Learned { x, type_logits, threshold } = &self.learned;
+        if let Some(x) = x {
+            door::same_device(q, "x", x)?;
+            door::same_dtype(q, ("q", "x"), x)?;
+            let ([batch, _, queries, _], [.., width]) = (q.dims(), x.dims());
+            door::expect("x", &x.dims(), &[batch, queries, width])?;
+        }
+        if let Some(logits) = type_logits {
+            door::same_device(q, "type_logits", logits)?;
+            door::plain_float(logits, "type_logits")?;
+        }
+        if let Some(threshold) = threshold {
+            door::same_device(q, "threshold", threshold)?;
+            door::plain_float(threshold, "threshold")?;
+            door::expect("threshold", &threshold.dims(), &[q.dims()[1]])?;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use regard_core::mechanism::{Exact, Inputs, Mechanism, Pass};
-use regard_core::{Dropout, Problem, Sight, View};
+use regard_core::{Dropout, Sight, View};
 use std::sync::Arc;
 
 #[derive(Debug, Clone, Default)]
@@ -13,6 +13,7 @@ pub(super) struct Rules {
     pub(super) window: Option<usize>,
     pub(super) mechanism: Option<Mechanism>,
     pub(super) until: Option<Arc<[i64]>>,
+    pub(super) types: Option<Arc<[i64]>>,
     pub(super) lengths: Option<Arc<[usize]>>,
     pub(super) lengths_q: Option<Arc<[usize]>>,
     pub(super) offsets: Option<[Arc<[usize]>; 2]>,
@@ -25,6 +26,10 @@ impl Rules {
     pub(super) fn set_dropout(&mut self, dropout: Dropout) {
         self.exact.dropout = dropout.probability;
         self.pass = Pass { training: true, seed: dropout.seed, step: dropout.step };
+    }
+
+    pub(super) fn set_pass(&mut self, pass: Pass) {
+        self.pass = pass;
     }
 
     pub(super) fn pass(&self) -> Pass {
@@ -70,14 +75,6 @@ impl Rules {
         if let Some([queries, keys]) = &self.positions {
             sight = sight.positions(queries, keys);
         }
-        Inputs { until: self.until.as_deref(), ..Inputs::new(q, k, v, sight) }
-    }
-
-    /// The exact problem that the mechanism comes to on these inputs.
-    ///
-    /// # Errors
-    /// If something does not fit.
-    pub(super) fn problem<'a>(&self, inputs: &Inputs<'a>) -> Result<Problem<'a>, Error> {
-        Ok(self.mechanism()?.problem(inputs, self.pass)?)
+        Inputs { until: self.until.as_deref(), types: self.types.as_deref(), ..Inputs::new(q, k, v, sight) }
     }
 }

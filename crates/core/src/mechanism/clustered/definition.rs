@@ -18,6 +18,7 @@ struct Definition {
     causal: bool,
     gated: bool,
     scale: f64,
+    temperature: f64,
     /// Width of what tokens are compared by.
     width: usize,
 }
@@ -39,6 +40,7 @@ pub(super) fn oracle(ground: &Ground<'_>, chosen: &Chosen, causal: bool) -> Box<
         causal,
         gated: ground.gated,
         scale: ground.config.scale.map_or_else(|| 1.0 / (ground.dims.dk as f64).sqrt(), f64::from),
+        temperature: f64::from(ground.config.temperature),
         width: ground.compared.shape()[3],
     };
     Box::new(Judged::new(definition, leaves))
@@ -146,7 +148,7 @@ impl Definition {
         let sources = self.chosen.blends[at][token * most..][..most].iter().filter(|&&cluster| cluster != NOBODY);
         let weigh = |&cluster: &u32| {
             let cosine = self.cosine(leaves, at, [token, clusters.leaders[cluster as usize] as usize]);
-            (cluster as usize, ((cosine - T::from_f64(1.0)) / T::from_f64(f64::from(self.config.temperature))).exp())
+            (cluster as usize, ((cosine - T::from_f64(1.0)) / T::from_f64(self.temperature)).exp())
         };
         let weights: Vec<(usize, T)> = sources.map(weigh).collect();
         let sum = weights.iter().fold(T::from_f64(0.0), |sum, &(_, weight)| sum + weight);
@@ -173,7 +175,7 @@ impl Definition {
             let own = clusters.assignment[token] as usize;
             if self.gated && !clusters.leads(token) {
                 let cosine = self.cosine(leaves, at, [token, clusters.leaders[own] as usize]);
-                let over = (cosine - leaves.get("threshold")[h]) / T::from_f64(f64::from(self.config.temperature));
+                let over = (cosine - leaves.get("threshold")[h]) / T::from_f64(self.temperature);
                 let one = T::from_f64(1.0);
                 let gate = one / (one + (-over).exp());
                 let alone = self.attend(query(token), &keys).0;
@@ -225,5 +227,12 @@ impl Formula for Definition {
             }
         }
         (o, Some(lse))
+    }
+    fn refine(&mut self, option: &str, value: f64) {
+        match option {
+            "scale" => self.scale = value,
+            "temperature" => self.temperature = value,
+            _ => {}
+        }
     }
 }

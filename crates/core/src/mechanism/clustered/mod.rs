@@ -302,6 +302,12 @@ impl Plan for Grouped<'_> {
         chosen.traces(ground)
     }
 
+    fn gradients(&self) -> Vec<&'static str> {
+        let (ground, _) = self.parts();
+        let of_x = ground.is_soft() && ground.config.metric == Metric::Hidden;
+        [("dx", of_x), ("dthreshold", ground.gated)].into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    }
+
     fn dims(&self) -> Dims {
         self.parts().0.dims
     }

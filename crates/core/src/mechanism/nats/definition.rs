@@ -132,6 +132,18 @@ impl Formula for Definition {
         (o, Some(lse))
     }
 
+    fn received(&self, leaves: &Leaves<f64>) -> Option<Vec<f64>> {
+        let [q, k, v] = ["q", "k", "v"].map(|name| leaves.get(name).to_vec());
+        let alive = self.alive.clone()?;
+        Some(oracle::Definition { q, k, v, ..alive }.forward().received)
+    }
+
+    fn refine(&mut self, option: &str, value: f64) {
+        for definition in std::iter::once(&mut self.base).chain(&mut self.alive).filter(|_| option == "scale") {
+            definition.scale = Some(value);
+        }
+    }
+
     fn rows(&self, _leaves: &Leaves<f64>, [b, h]: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {
         Some(self.alive.as_ref()?.forward_rows(b, h, rows))
     }

@@ -274,6 +274,11 @@ impl Plan for Typed<'_> {
         ]
     }
 
+    fn gradients(&self) -> Vec<&'static str> {
+        let learns = self.logits.is_some() && matches!(self.runs, Runs::ByKey(_));
+        if learns { vec!["dtype_logits"] } else { Vec::new() }
+    }
+
     fn dims(&self) -> Dims {
         self.base.dims
     }
