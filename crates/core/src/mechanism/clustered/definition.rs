@@ -113,15 +113,15 @@ impl Definition {
         members.iter().zip(&self.chosen.sets[at].leaders).map(of).collect()
     }
 
-    /// Attention of one query.
-    fn attend<T: Real>(&self, q: &[T], keys: &[&Merged<T>]) -> (Vec<T>, T) {
+    /// Attention of one query: weighted values and weights, summed, and the log-sum-exp.
+    fn attend<T: Real>(&self, q: &[T], keys: &[&Merged<T>]) -> (Vec<T>, T, T) {
         let size = |key: &Merged<T>| T::from_f64(if self.config.log_size { (key.count as f64).ln() } else { 0.0 });
         let scores: Vec<T> = keys.iter().map(|key| T::from_f64(self.scale) * product(q, &key.k) + size(key)).collect();
         let largest = scores.iter().fold(T::from_f64(f64::NEG_INFINITY), |max, &s| if s > max { s } else { max }).constant();
         let weights: Vec<T> = scores.iter().map(|&s| (s - largest).exp()).collect();
         let sum = weights.iter().fold(T::from_f64(0.0), |sum, &weight| sum + weight);
-        let of = |d: usize| keys.iter().zip(&weights).fold(T::from_f64(0.0), |total, (key, &weight)| total + weight * key.v[d]) / sum;
-        ((0..self.dims.dv).map(of).collect(), largest + sum.ln())
+        let of = |d: usize| keys.iter().zip(&weights).fold(T::from_f64(0.0), |total, (key, &weight)| total + weight * key.v[d]);
+        ((0..self.dims.dv).map(of).collect(), sum, largest + sum.ln())
     }
 
     /// Of two tokens of a set; 0 where one is a zero vector.
@@ -165,8 +165,13 @@ impl Definition {
         let keys: Vec<&Merged<T>> = merged.iter().collect();
         let query = |token: usize| self.query(leaves, [sequence.batch, h, sequence.rows.start + token]);
         let queries = self.members(at, tokens).into_iter().zip(&clusters.leaders);
+        // Kept in f32 by whoever spreads them, so not rounded as outputs are.
+        let attend = |q: &[T]| {
+            let (totals, sum, lse) = self.attend(q, &keys);
+            (totals.into_iter().map(|total| total / sum).collect::<Vec<T>>(), lse)
+        };
         let results: Vec<(Vec<T>, T)> =
-            queries.map(|(members, &leader)| self.attend(&self.represent(leader as usize, &members, query), &keys)).collect();
+            queries.map(|(members, &leader)| attend(&self.represent(leader as usize, &members, query))).collect();
         let of = |token: usize| {
             let mut o = vec![T::from_f64(0.0); self.dims.dv];
             for (cluster, share) in self.shares(leaves, [at, token]) {
@@ -178,7 +183,7 @@ impl Definition {
                 let over = (cosine - leaves.get("threshold")[h]) / T::from_f64(self.temperature);
                 let one = T::from_f64(1.0);
                 let gate = one / (one + (-over).exp());
-                let alone = self.attend(query(token), &keys).0;
+                let alone = attend(query(token)).0;
                 o.iter_mut().zip(alone).for_each(|(o, x)| *o = gate * *o + (one - gate) * x);
             }
             (o.into_iter().map(|o| o.over(T::from_f64(1.0))).collect(), results[own].1)
@@ -203,8 +208,8 @@ impl Definition {
             merged.extend((start..end).map(single));
             for token in start..end {
                 let keys: Vec<&Merged<T>> = merged[..clusters + token - start + 1].iter().collect();
-                let (o, lse) = self.attend(self.query(leaves, [sequence.batch, h, sequence.rows.start + token]), &keys);
-                all.push((o.into_iter().map(|o| o.over(T::from_f64(1.0))).collect(), lse));
+                let (totals, sum, lse) = self.attend(self.query(leaves, [sequence.batch, h, sequence.rows.start + token]), &keys);
+                all.push((totals.into_iter().map(|total| total.over(sum)).collect(), lse));
             }
         }
         all
