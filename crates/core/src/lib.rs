@@ -17,6 +17,7 @@
 //! # Ok::<(), regard_core::Error>(())
 //! ```
 
+mod cluster;
 mod definition;
 mod error;
 pub mod exact;

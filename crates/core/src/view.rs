@@ -327,6 +327,12 @@ impl<'a> View<'a> {
         })
     }
 
+    /// Some rows of every head of one batch row.
+    pub(crate) fn tokens(&self, b: usize, rows: Range<usize>) -> Result<Self, Error> {
+        let [_, heads, _, width] = self.shape();
+        self.part([b, 0, rows.start, 0], [1, heads, rows.len(), width])
+    }
+
     /// Rows of f32 that can be read where they stand.
     #[inline(always)]
     pub(crate) fn rows(&self, b: usize, h: usize, rows: Range<usize>) -> Option<(&'a [f32], usize)> {

@@ -21,12 +21,14 @@ pub struct Tokens<'a> {
     pub type_logits: Option<&'a [f32]>,
     /// Hidden states, `[1, 1, T, E]`.
     pub x: Option<View<'a>>,
+    /// Learned thresholds of query heads, `[H]`, the same with every token.
+    pub threshold: Option<&'a [f32]>,
 }
 
 impl<'a> Tokens<'a> {
     /// Keys and values, nothing else.
     pub fn new(k: View<'a>, v: View<'a>) -> Self {
-        Tokens { k, v, key_bias: None, until: None, types: None, type_logits: None, x: None }
+        Tokens { k, v, key_bias: None, until: None, types: None, type_logits: None, x: None, threshold: None }
     }
 
     /// Number of tokens.

@@ -23,6 +23,7 @@
 //! ```
 
 mod cache;
+pub mod clustered;
 mod exact;
 mod local;
 mod memory;
@@ -30,6 +31,7 @@ mod nats;
 mod options;
 mod owned;
 
+pub use clustered::Clustered;
 pub use exact::Exact;
 pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
@@ -326,6 +328,7 @@ macro_rules! mechanisms {
         }
 
         /// A plan of a mechanism of the list.
+        #[expect(clippy::large_enum_variant, reason = "one of them lives on the stack of a call")]
         pub enum Planned<'a> {
             $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Plan<'a>)),+
         }
@@ -414,7 +417,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Nats);
+mechanisms!(Exact, Local, Nats, Clustered);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.

@@ -2,6 +2,7 @@
 
 use crate::view::{Strided, StridedMut, View, ViewMut};
 use crate::{Error, Par};
+use std::ops::Range;
 
 /// A contiguous tensor `[B, H, N, D]`.
 #[derive(Debug, Clone)]
@@ -54,6 +55,14 @@ impl Owned {
         ViewMut::F32(StridedMut::contiguous(&mut self.data, self.shape, "rows").expect("its own shape"))
     }
 
+    /// Some rows of every head of one batch row.
+    pub(super) fn part_mut(&mut self, b: usize, rows: Range<usize>) -> ViewMut<'_> {
+        let [_, heads, all, width] = self.shape;
+        let start = (b * heads * all + rows.start) * width;
+        let strides = [heads * all * width, all * width, width, 1];
+        ViewMut::F32(StridedMut::new(&mut self.data[start..], [1, heads, rows.len(), width], strides, "rows").expect("rows of its own"))
+    }
+
     /// Rounds every row into an output of the same shape.
     pub(super) fn write(&self, into: &mut ViewMut<'_>, par: Par) -> Result<(), Error> {
         crate::problem::expect("output", into.shape(), self.shape)?;
@@ -61,8 +70,8 @@ impl Owned {
         if batch * heads * rows == 0 {
             return Ok(());
         }
-        let pieces = [0..rows];
-        let shared = into.share(&pieces);
+        let all = 0..rows;
+        let shared = into.share(std::slice::from_ref(&all));
         par.run(batch * heads, self.data.len() as f64, |jobs| {
             while let Some(job) = jobs.take() {
                 let [b, h] = [job / heads, job % heads];

@@ -70,13 +70,16 @@ pub(super) fn store_outputs_in(storage: Storage) {
     STORAGE.set(storage);
 }
 
+/// The gradient by one leaf, and its sizes.
+pub(super) type Gradient = (Vec<f64>, Vec<f64>);
+
 /// Runs a definition on leaves; gives its outputs, and for slopes of the last of them the gradients by every leaf with
 /// their sizes.
 pub(super) fn gradients<const SINGLE: bool, R>(
     leaves: &[&[f64]],
     run: impl FnOnce(Vec<Vec<Var<SINGLE>>>) -> (Vec<Var<SINGLE>>, R),
     d_o: Option<&[f64]>,
-) -> (Vec<Var<SINGLE>>, R, Vec<(Vec<f64>, Vec<f64>)>) {
+) -> (Vec<Var<SINGLE>>, R, Vec<Gradient>) {
     NOTES.with_borrow_mut(Vec::clear);
     let variable = if d_o.is_some() { Var::leaf } else { Var::from_f64 };
     let variables: Vec<Vec<_>> = leaves.iter().map(|leaf| leaf.iter().map(|&x| variable(x)).collect()).collect();

@@ -290,6 +290,7 @@ struct Slice {
     x: Tensor,
     types: Vec<i64>,
     type_logits: Vec<f32>,
+    threshold: Vec<f32>,
 }
 
 impl Slice {
@@ -301,6 +302,7 @@ impl Slice {
             k: cut(&case.heads.k, start, count),
             v: cut(&case.heads.v, start, count),
             x: cut(&case.x, start, count),
+            threshold: case.threshold.clone(),
             types: (0..typed).flat_map(|head| &case.types[side(1)(head)]).copied().collect(),
             type_logits: (0..typed).flat_map(|head| &case.type_logits[side(3)(head)]).copied().collect(),
         }
@@ -312,6 +314,7 @@ impl Slice {
             types: reads("types").then_some(&self.types[..]),
             type_logits: reads("type_logits").then_some(&self.type_logits[..]),
             x: reads("x").then(|| self.x.view()),
+            threshold: reads("threshold").then_some(&self.threshold[..]),
             ..Tokens::new(self.k.view(), self.v.view())
         }
     }

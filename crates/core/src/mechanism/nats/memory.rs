@@ -90,7 +90,7 @@ impl Live {
         match (tokens.types, tokens.type_logits) {
             (Some(types), None) => check_types(types, heads, count).map(|()| types.to_vec()),
             (None, Some(logits)) => {
-                let forced = |at: usize| self.tokens == 0 && at % count == 0;
+                let forced = |at: usize| self.tokens == 0 && at.is_multiple_of(count);
                 let logits: &[[f32; TYPES]] = logits.as_chunks().0;
                 Ok(logits.iter().enumerate().map(|(at, logits)| if forced(at) { GLOBAL } else { largest(logits) }).collect())
             }

@@ -216,7 +216,6 @@ fn lifetimes(types: &[i64], window: usize, until: &mut [i64]) {
 }
 
 /// What runs: lifetimes of keys, or reaches of queries.
-#[expect(clippy::large_enum_variant, reason = "a plan lives on the stack of one call")]
 enum Runs<'a> {
     ByKey(Problem<'a>),
     ByQuery(Parts<'a>),
