@@ -43,9 +43,15 @@ fn reducer(about: &reduce::About) -> Value {
         "about": about.about,
         "causal": causal(Causality::Optional),
         "options": options(about.options),
-        "tensors": about.tensors,
+        "tensors": files_tensors(about),
         "traces": REDUCED,
     })
+}
+
+/// What a reducer reads of a file beside q, k, v: scores and keys are made of those.
+fn files_tensors(about: &reduce::About) -> Vec<&'static str> {
+    let own = about.tensors.iter().copied().filter(|tensor| !["score", "keys", "x"].contains(tensor));
+    std::iter::once("x").chain(own).collect()
 }
 
 /// What every reducer writes beside o and lse.
@@ -81,7 +87,7 @@ fn paragraph(about: &About) -> String {
 fn reducer_paragraph(about: &reduce::About) -> String {
     let mut lines = vec![format!("{}  {}", about.name, about.about)];
     lines.extend(about.options.iter().map(option_line));
-    lines.push(format!("  reads    q k v x {}", about.tensors.join(" ")));
+    lines.push(format!("  reads    q k v {}", files_tensors(about).join(" ")));
     lines.push(format!("  writes   o lse {}", REDUCED.join(" ")));
     lines.join("\n") + "\n"
 }

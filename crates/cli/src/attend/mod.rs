@@ -108,7 +108,7 @@ impl Attend {
         if step && drops {
             return Err(Failure::Usage("--step decodes, where nothing is dropped: leave dropout out".into()));
         }
-        let pass = Pass { training: true, seed, step: 0 };
+        let pass = Pass { training: gradients || drops, seed, step: 0 };
         Ok(Call { chosen, pass, par: self.execution.par()?, causal, gradients, received, step })
     }
 }

@@ -6,7 +6,7 @@
 //! line in the list; names in files, on the command line, in benchmarks and tests follow from its [`About`].
 //!
 //! ```
-//! use regard_core::mechanism::{Inputs, Mechanism, Pass};
+//! use regard_core::mechanism::{Inputs, Mechanism, Pass, Plan};
 //! use regard_core::{Output, Par, Sight, Strided, StridedMut, View, ViewMut};
 //!
 //! let shape = [1, 1, 8, 4];

@@ -48,8 +48,8 @@ impl SetOption for Rule {
 /// Options of pruning.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prune {
-    /// See [`Rule`].
-    pub rule: Rule,
+    /// See [`Rule`]; if not set, the highest scores where `keep` or `count` is, else the threshold.
+    pub rule: Option<Rule>,
     /// The lowest score that stays in each layer; 1 is the average.
     pub threshold: PerLayer<f64>,
     /// The fraction that stays in each layer; 0.5 if neither this nor `count` is set.
@@ -64,12 +64,12 @@ pub struct Prune {
 
 impl Default for Prune {
     fn default() -> Self {
-        Prune { rule: Rule::Threshold, threshold: 0.5.into(), keep: None, count: None, protect: 1, temperature: 0.1 }
+        Prune { rule: None, threshold: 0.5.into(), keep: None, count: None, protect: 1, temperature: 0.1 }
     }
 }
 
 const OPTIONS: &[OptionAbout] = &[
-    OptionAbout { name: "rule", kind: "threshold, top_k, learned or coreset", default: "threshold", samples: &[] },
+    OptionAbout { name: "rule", kind: "threshold, top_k, learned or coreset", default: "", samples: &[] },
     OptionAbout { name: "threshold", kind: "numbers", default: "0.5", samples: &[] },
     OptionAbout { name: "keep", kind: "numbers", default: "0.5", samples: &[] },
     OptionAbout { name: "count", kind: "integers", default: "", samples: &[] },
@@ -78,6 +78,11 @@ const OPTIONS: &[OptionAbout] = &[
 ];
 
 impl Prune {
+    fn rule(&self) -> Rule {
+        let counts = self.keep.is_some() || self.count.is_some();
+        self.rule.unwrap_or(if counts { Rule::TopK } else { Rule::Threshold })
+    }
+
     /// Tokens of a sequence of this length that stay in a layer, for the rules that count.
     pub fn count(&self, layer: usize, length: usize) -> usize {
         match &self.count {
@@ -132,7 +137,7 @@ impl Config for Prune {
 
     fn parents<T: Element>(&self, tokens: &Tokens<'_, T>, layer: usize, par: Par) -> Result<Vec<Option<usize>>, Error> {
         let protected = tokens.protected(self.protect);
-        match self.rule {
+        match self.rule() {
             Rule::Threshold | Rule::Learned => self.above(tokens, self.threshold.at(layer), &protected),
             Rule::TopK => self.top(tokens, layer, &protected),
             Rule::Coreset => self.coreset(tokens, layer, &protected, par),
@@ -145,7 +150,7 @@ impl Config for Prune {
             (Some(count), _) => Amount::Stay(count.at(layer)),
             (None, keep) => Amount::Keep(keep.as_ref().map_or(0.5, |keep| keep.at(layer))),
         };
-        match self.rule {
+        match self.rule() {
             Rule::Threshold | Rule::Learned => Some(oracle::above(&sequence, &sequence.score, self.threshold.at(layer))),
             Rule::TopK => oracle::highest(&sequence, amount),
             Rule::Coreset => oracle::coreset(&sequence, amount),
