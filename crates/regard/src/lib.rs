@@ -28,7 +28,7 @@ pub mod reduce;
 pub mod rows;
 mod tally;
 
-pub use attention::{Attention, attention};
+pub use attention::{Attention, attention, attention_scored};
 pub use error::Error;
 pub use layer::{AttentionLayer, AttentionLayerConfig, LayerInput};
 pub use packed::Packed;

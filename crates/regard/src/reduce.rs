@@ -5,6 +5,7 @@
 //! with the positions they had, and what happened to whom is a [`Reduction`], which composes over layers. The decision is
 //! a constant for gradients, those of hidden states flow through it.
 
+use crate::attention::fused;
 use crate::autodiff::{self, Operation, Parents, Step};
 use crate::flex::{self, Fresh, Rows, typed};
 use crate::rows::present;
@@ -165,11 +166,7 @@ impl Operation<2> for Received {
             let mut lse = vec![0.0; dims.batch * dims.heads * dims.queries];
             let mut o = Fresh::like(q, [dims.batch, dims.heads, dims.queries, dims.dv]);
             exact::forward(problem, &mut Output { o: o.view_mut("o")?, lse: Some(&mut lse) }, Par::default())?;
-            let mut received = vec![0.0; dims.batch * dims.heads * dims.keys];
-            exact::received(problem, &lse, &mut received, Par::default())?;
-            let uniform = Uniform::new(problem, Par::default());
-            let mut score = vec![0.0; dims.batch * dims.keys];
-            uniform.score(&received, &mut score)?;
+            let (score, uniform) = fused::score(problem, &lse)?;
             let score = FlexTensor::from_data(TensorData::new(score, [dims.batch, dims.keys]));
             Ok((score, (lse.into(), uniform)))
         })

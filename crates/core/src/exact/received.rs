@@ -43,6 +43,8 @@ struct Scratch {
     below: Aligned<f32>,
     dense: Aligned<f32>,
     square: Aligned<f32>,
+    /// Sums of a block's keys, a register each.
+    lanes: Aligned<f32>,
 }
 
 impl Task for Worker<'_> {
@@ -80,7 +82,7 @@ impl Worker<'_> {
         let plan = Plan::default();
         let list = Keys::Run(keys.clone());
         let keys = KeyList { plan: &plan, list: &list, seen_all: false };
-        let Scratch { facts, k, staged, qt, positions, hashes, below, dense, square } = scratch;
+        let Scratch { facts, k, staged, qt, positions, hashes, below, dense, square, lanes } = scratch;
         facts.collect(problem, &scope, g, keys, R);
         let (count, width, panel) = (facts.tiles() * R, dims.dk.next_multiple_of(S::N), 2 * S::N);
         let k = pack::key_rows(s, &problem.k, [b, g], keys, (count, Use::Broadcast), k.take(count * width));
@@ -89,6 +91,8 @@ impl Worker<'_> {
         let (positions, hashes, below) = (positions.take(panel), hashes.take(panel), below.take(panel));
         let dense = dense.take(if extras.dense { BLOCK.next_multiple_of(S::N) * panel } else { 0 });
         let square = square.take(S::N * S::N);
+        let lanes = lanes.take(count * S::N);
+        lanes.fill(0.0);
         for start in scope.queries.clone().step_by(panel) {
             let queries = start..scope.queries.end.min(start + panel);
             pack::describe_panel(&scope, (h, None), queries.clone(), positions, hashes);
@@ -117,25 +121,29 @@ impl Worker<'_> {
                 extras: &extras,
                 origin: scope.keys.start,
             };
-            let offset = keys.list.first() - piece.start;
             if extras.rich {
-                add_panel::<S, R, Rich>(s, &meeting, below, visible, &mut sums[offset..]);
+                add_panel::<S, R, Rich>(s, &meeting, below, visible, lanes);
             } else {
-                add_panel::<S, R, MaskedBiased>(s, &meeting, below, visible, &mut sums[offset..]);
+                add_panel::<S, R, MaskedBiased>(s, &meeting, below, visible, lanes);
             }
+        }
+        let offset = keys.list.first() - piece.start;
+        for (sum, lanes) in sums[offset..].iter_mut().zip(lanes.chunks(S::N)).take(facts.count) {
+            *sum = s.sum(s.load(lanes));
         }
     }
 }
 
 #[inline(always)]
-fn add_panel<S: Lanes, const R: usize, V: Variant>(s: S, meeting: &Meeting<'_>, below: &[f32], tiles: Range<usize>, sums: &mut [f32]) {
+fn add_panel<S: Lanes, const R: usize, V: Variant>(s: S, meeting: &Meeting<'_>, below: &[f32], tiles: Range<usize>, lanes: &mut [f32]) {
     let below = [s.load(below), s.load(&below[S::N..])];
     for tile in tiles {
         let (x, _) = meeting.logits::<S, R, 2, V>(s, (tile, 0), below);
         for (r, row) in x.iter().enumerate().take(meeting.facts.count - tile * R) {
             let key = tile * R + r;
             let (low, high) = (meeting.keep::<S, V>(s, key, 0, s.exp2(row[0])), meeting.keep::<S, V>(s, key, 1, s.exp2(row[1])));
-            sums[key] += s.sum(s.add(low, high));
+            let sum = &mut lanes[key * S::N..(key + 1) * S::N];
+            s.store(sum, s.add(s.load(sum), s.add(low, high)));
         }
     }
 }

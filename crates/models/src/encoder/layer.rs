@@ -6,7 +6,7 @@ use super::weights::{LayerWeights, Pair};
 use crate::Error;
 use burn::tensor::{Device, Tensor, TensorData};
 use regard::rows::{Activation, layer_norm_added, linear};
-use regard::{Attention, attention};
+use regard::{Attention, attention, attention_scored};
 
 /// A linear map: weight `[in, out]`, bias `[out]`.
 #[derive(Debug)]
@@ -103,13 +103,19 @@ impl Layer {
     }
 
     /// Attention and what follows it, `norm(x + out(attention(x)))`: x and the result are `[T, E]`; `how` knows where sequences begin.
-    pub(super) fn mix(&self, x: Tensor<2>, how: &Attention) -> Result<Mixed, Error> {
+    /// `scored`: whether scores are wanted.
+    pub(super) fn mix(&self, x: Tensor<2>, how: &Attention, scored: bool) -> Result<Mixed, Error> {
         let [tokens, width] = x.dims();
         let qkv = self.qkv.apply(x.clone(), Activation::None)?.reshape([1, tokens, 3 * self.heads, width / self.heads]).swap_dims(1, 2);
         let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(1, part * self.heads, self.heads));
-        let o = attention(q.clone(), k.clone(), v, how)?.swap_dims(1, 2).reshape([tokens, width]);
-        let seen = self.out.apply(o, Activation::None)?;
-        Ok(Mixed { x: self.attention_norm.added(seen, x)?, q, k })
+        let (o, score) = if scored {
+            let (o, score) = attention_scored(q, k.clone(), v, how)?;
+            (o, Some(score.squeeze_dim(0)))
+        } else {
+            (attention(q, k.clone(), v, how)?, None)
+        };
+        let seen = self.out.apply(o.swap_dims(1, 2).reshape([tokens, width]), Activation::None)?;
+        Ok(Mixed { x: self.attention_norm.added(seen, x)?, k, score })
     }
 
     /// The feed-forward block, `norm(x + narrow(f(widen(x))))`.
@@ -124,14 +130,14 @@ impl Layer {
     }
 }
 
-/// Tokens behind attention, and what they were attended to by.
+/// Tokens behind attention, and what a reducer may look at.
 pub(super) struct Mixed {
     /// `[T, E]`.
     pub(super) x: Tensor<2>,
     /// `[1, H, T, D]`.
-    pub(super) q: Tensor<4>,
-    /// `[1, H, T, D]`.
     pub(super) k: Tensor<4>,
+    /// How much each token was attended to, `[T]`, if asked for.
+    pub(super) score: Option<Tensor<1>>,
 }
 
 #[cfg(test)]

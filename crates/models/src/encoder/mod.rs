@@ -16,7 +16,7 @@ use crate::{Error, Folder};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use config::Config;
 use layer::{Layer, Mixed, Norm};
-use regard::reduce::{Reducer, Reduction, Shown, mean_keys, received_score, reduce};
+use regard::reduce::{Reducer, Reduction, Shown, mean_keys, reduce};
 use regard::rows::embedding;
 use regard::{Attention, Packed};
 use weights::Weights;
@@ -125,10 +125,12 @@ impl Encoder {
         }
         for (at, layer) in self.layers.iter().enumerate().take(count) {
             let how = self.attention_over(&encoded, layer.heads());
-            let mixed = layer.mix(encoded.tokens.x().clone(), &how)?;
+            let reducer = self.reducer.as_ref().filter(|reducer| reducer.acts(at));
+            let scored = reducer.is_some_and(|reducer| reducer.about().tensors.contains(&"score"));
+            let mixed = layer.mix(encoded.tokens.x().clone(), &how, scored)?;
             encoded.tokens = encoded.tokens.with_x(mixed.x.clone())?;
-            if let Some(reducer) = self.reducer.as_ref().filter(|reducer| reducer.acts(at)) {
-                encoded = encoded.reduced(reducer, (&mixed, &how), at)?;
+            if let Some(reducer) = reducer {
+                encoded = encoded.reduced(reducer, mixed, at)?;
             }
             let x = layer.feed(encoded.tokens.x().clone())?;
             encoded.tokens = encoded.tokens.with_x(x)?;
@@ -157,14 +159,10 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    fn reduced(self, reducer: &Reducer, (mixed, how): (&Mixed, &Attention), layer: usize) -> Result<Self, Error> {
-        let reads = |tensor| reducer.about().tensors.contains(&tensor);
+    fn reduced(self, reducer: &Reducer, mixed: Mixed, layer: usize) -> Result<Self, Error> {
         let shown = Shown {
-            score: reads("score")
-                .then(|| received_score(mixed.q.clone(), mixed.k.clone(), how))
-                .transpose()?
-                .map(|score| score.squeeze_dim(0)),
-            keys: reads("keys").then(|| mean_keys(&mixed.k)),
+            score: mixed.score,
+            keys: reducer.about().tensors.contains(&"keys").then(|| mean_keys(&mixed.k)),
             sizes: self.reduction.as_ref().map(|reduction| reduction.sizes().into()),
             gate_logits: None,
         };

@@ -9,9 +9,10 @@ use crate::{Error, Tally};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Tensor};
 use regard_core::mechanism::{Choices, Gradients, Inputs, Plan};
-use regard_core::{Output, Par, Problem, Saved, View, ViewMut};
+use regard_core::reduce::Uniform;
+use regard_core::{Output, Par, Problem, Saved, View, ViewMut, exact};
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Places of the parents.
 const Q: usize = 0;
@@ -29,6 +30,8 @@ const PARENTS: usize = 8;
 struct Fused {
     rules: Arc<Rules>,
     mask: Option<FlexTensor>,
+    /// Where scores are left, if they are wanted.
+    scores: Option<Arc<OnceLock<Vec<f32>>>>,
 }
 
 /// What the forward pass leaves.
@@ -39,14 +42,30 @@ struct Left {
     choices: Arc<Choices>,
 }
 
-pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
-    let operation = Fused { rules: how.rules.clone(), mask: how.mask.clone().and_then(flex_bool) };
+pub(super) fn attention(qkv: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
+    scored(qkv, how, None)
+}
+
+/// Attention that leaves the score of every key, `[B, M]`, where it is asked for.
+pub(super) fn scored([q, k, v]: [Tensor<4>; 3], how: &Attention, scores: Option<Arc<OnceLock<Vec<f32>>>>) -> Result<Tensor<4>, Error> {
+    let operation = Fused { rules: how.rules.clone(), mask: how.mask.clone().and_then(flex_bool), scores };
     let heads = [q, k, v].map(|x| Some(Parent::from(x)));
     let biases = [how.key_bias.clone().map(Parent::from), how.bias.clone().map(Parent::from)];
     let Learned { x, type_logits, threshold } = how.learned.clone();
     let learned = [x.map(|x| x.unsqueeze_dim::<4>(1).into()), type_logits.map(Parent::from), threshold.map(Parent::from)];
     let ([q, k, v], [key_bias, bias], [x, type_logits, threshold]) = (heads, biases, learned);
     autodiff::run(operation, [q, k, v, key_bias, bias, x, type_logits, threshold])
+}
+
+/// The score of every key, `[B, M]`, and what uniform attention would have given.
+pub(crate) fn score(problem: &Problem<'_>, lse: &[f32]) -> Result<(Vec<f32>, Uniform), Error> {
+    let dims = problem.dims();
+    let mut received = vec![0.0; dims.batch * dims.heads * dims.keys];
+    exact::received(problem, lse, &mut received, Par::default())?;
+    let uniform = Uniform::new(problem, Par::default());
+    let mut score = vec![0.0; dims.batch * dims.keys];
+    uniform.score(&received, &mut score)?;
+    Ok((score, uniform))
 }
 
 impl Attention {
@@ -126,11 +145,18 @@ impl Operation<PARENTS> for Fused {
         let inputs = borrowed.inputs(self)?;
         let [batch, heads, queries, _] = inputs.q.shape();
         let mut o = Fresh::like(present(parents, Q), [batch, heads, queries, inputs.v.shape()[3]]);
+        let keep = keep || self.scores.is_some();
         let mut lse = vec![0.0; if keep { batch * heads * queries } else { 0 }];
         let mut out = Output { o: o.view_mut("o")?, lse: keep.then_some(&mut lse) };
         let (mechanism, pass) = (self.rules.mechanism()?, self.rules.pass());
         let choices = mechanism.choose(&inputs, pass, Par::default())?;
-        mechanism.plan(&inputs, &choices, pass)?.forward(&mut out, Par::default())?;
+        let plan = mechanism.plan(&inputs, &choices, pass)?;
+        plan.forward(&mut out, Par::default())?;
+        if let Some(scores) = &self.scores {
+            let missing = || regard_core::Error::Combination(format!("{} has no received attention", mechanism.about().name));
+            let (score, _) = score(plan.problem().ok_or_else(missing)?, &lse)?;
+            scores.get_or_init(|| score);
+        }
         let o = o.into_tensor();
         Ok((o.clone(), Left { o, lse: lse.into(), choices: Arc::new(choices) }))
     }

@@ -4,15 +4,15 @@
 //! `h / (H/G)`. A query that sees no key gives zeros. Vaswani et al. 2017; kernels as in `regard-core`.
 
 mod composed;
-mod fused;
+pub(crate) mod fused;
 mod rules;
 
 use crate::{Error, door};
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Tensor, TensorData};
 use regard_core::mechanism::{Mechanism, Pass};
 use regard_core::{Alignment, Dropout};
 use rules::Rules;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How to attend: which keys a query sees, how a score is made, by which mechanism.
 ///
@@ -260,4 +260,22 @@ impl Attention {
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attention) -> Result<Tensor<4>, Error> {
     how.check([&q, &k, &v])?;
     if door::has_kernels(&q) && !how.unfused { fused::attention([q, k, v], how) } else { composed::attention([q, k, v], how) }
+}
+
+/// [`attention`], and how much every key was attended to: the score `[B, M]` of [`crate::reduce::received_score`] as a constant, from the sums that
+/// attention has already made. On Burn's CPU device.
+///
+/// # Errors
+/// As [`attention`]; also where there are no fused kernels, or the mechanism has no received attention.
+pub fn attention_scored(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attention) -> Result<(Tensor<4>, Tensor<2>), Error> {
+    how.check([&q, &k, &v])?;
+    if !door::has_kernels(&q) || how.unfused {
+        let message = "received attention is computed on Burn's CPU device only, in f32, bf16 and f16".to_owned();
+        return Err(regard_core::Error::Combination(message).into());
+    }
+    let (batch, keys, device) = (k.dims()[0], k.dims()[2], q.device());
+    let scores = Arc::new(OnceLock::new());
+    let o = fused::scored([q, k, v], how, Some(scores.clone()))?;
+    let score = scores.get().cloned().unwrap_or_default();
+    Ok((o, Tensor::from_data(TensorData::new(score, [batch, keys]), &device)))
 }
