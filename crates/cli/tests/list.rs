@@ -4,6 +4,7 @@ mod common;
 
 use common::{Desk, regard};
 use regard_core::mechanism::Mechanism;
+use regard_core::reduce::Reducer;
 use serde_json::Value;
 use std::fs;
 
@@ -13,7 +14,10 @@ fn json_holds_what_the_contract_says() {
     assert!(text.trim_start().trim_start_matches('{').trim_start().starts_with("\"schema\""));
     let list: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(list["schema"], "regard/list/1");
-    assert_eq!((&list["reducers"], &list["caches"]), (&Value::Array(vec![]), &Value::Array(vec![])));
+    assert_eq!(list["caches"], Value::Array(vec![]));
+    let reducers = list["reducers"].as_array().unwrap();
+    assert!(reducers.iter().map(|entry| entry["name"].as_str().unwrap()).eq(Reducer::ALL.iter().map(|about| about.name)));
+    assert!(reducers.iter().all(|entry| entry["tensors"].as_array().unwrap().contains(&"x".into())));
     let mechanisms = list["mechanisms"].as_array().unwrap();
     assert_eq!(mechanisms.len(), Mechanism::ALL.len());
     for (entry, about) in mechanisms.iter().zip(Mechanism::ALL) {
@@ -46,6 +50,7 @@ fn people_get_every_name() {
         assert!(text.contains(about.name) && text.contains(about.about));
         assert!(about.options.iter().all(|option| text.contains(option.name)));
     }
+    assert!(Reducer::ALL.iter().all(|about| text.contains(about.name) && text.contains(about.about)));
 }
 
 #[test]

@@ -5,7 +5,8 @@ mod common;
 use burn::tensor::Device;
 use common::{Golden, difference, golden};
 use regard::Attention;
-use regard_models::{Folder, Pooling, TextEncoder, batches, pool};
+use regard::reduce::Reducer;
+use regard_models::{Encoded, Folder, Pooling, TextEncoder, batches, pool};
 use std::path::Path;
 
 fn open(folder: &Path) -> TextEncoder {
@@ -113,4 +114,25 @@ fn attention_is_a_choice() {
     let local = |window| run(Attention::full().mechanism(regard::mechanism::Local { window, ..Default::default() }));
     assert!(difference(&local(20), &exact) <= 1e-5);
     assert!(difference(&local(2), &exact) > 1e-2);
+}
+
+/// A reducer that keeps everything changes nothing; others leave fewer tokens, and merged ones still stand for all.
+#[test]
+fn reducers_shorten_texts() {
+    let open = || open(&common::small("bert"));
+    let text: Vec<u32> = (2..20).collect();
+    let with = |name: &str, set: &[(&str, &str)]| {
+        let mut reducer = Reducer::by_name(name).expect("it is there");
+        set.iter().for_each(|(key, value)| reducer.set(key, value).expect("it takes this"));
+        open().with_reducer(reducer).encoder.forward(&[&text, &text[..3]]).expect("hidden states")
+    };
+    let vectors = |encoded: &Encoded| pool(encoded, Pooling::Mean, true).into_data().try_to_vec::<f32>().expect("f32");
+    let whole = open().encoder.forward(&[&text, &text[..3]]).expect("hidden states");
+    assert_eq!(vectors(&whole), vectors(&with("prune", &[("keep", "1")])));
+    let pruned = with("prune", &[("keep", "0.5")]);
+    assert!(pruned.tokens.tokens() < 11 && pruned.tokens.positions().is_sorted_by(|a, b| a < b || *b == 0));
+    let merged = with("tome", &[("keep", "0.7")]);
+    assert!(merged.tokens.tokens() < 21 && (merged.sizes().iter().sum::<f32>() - 21.0).abs() < 1e-3);
+    let cosine: f32 = vectors(&whole)[..24].iter().zip(&vectors(&merged)[..24]).map(|(a, b)| a * b).sum();
+    assert!(cosine > 0.5, "{cosine}");
 }

@@ -194,7 +194,7 @@ impl Case<'_> {
         let mut differences = Differences::default();
         for (found, name) in gradients.iter().zip(["dq", "dk", "dv"]) {
             let defined = truth.iter().find(|defined| defined.name == name);
-            differences.add(found.to_f64(), &defined.map_or(&[][..], |defined| &defined.values));
+            differences.add(found.to_f64(), defined.map_or(&[][..], |defined| &defined.values));
         }
         Ok(Some(differences.deviation()))
     }
