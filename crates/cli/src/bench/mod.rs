@@ -138,6 +138,9 @@ impl Bench {
         for length in lengths.iter().filter(|&&length| source.captured.as_ref().is_some_and(|captured| captured.is_repeated_at(length))) {
             warn(&format!("length {length} is longer than the file: its rows are repeated, with noise"));
         }
+        for chosen in chosen.iter().filter(|chosen| phases.iter().any(|&phase| !is_measured(chosen, phase))) {
+            warn(&format!("{} needs as many queries as keys: its decoding is not measured", chosen.about().name));
+        }
         Ok(Plan { chosen, phases, lengths, source, causal, runs: self.runs })
     }
 }
@@ -192,9 +195,15 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
 }
 
 fn progress(plan: &Plan) -> ProgressBar {
-    let bar = ProgressBar::new((plan.lengths.len() * plan.chosen.len() * plan.phases.len()) as u64);
+    let cases = plan.chosen.iter().flat_map(|chosen| plan.phases.iter().filter(|&&phase| is_measured(chosen, phase)));
+    let bar = ProgressBar::new((plan.lengths.len() * cases.count()) as u64);
     let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}");
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// A mechanism that needs as many queries as keys has no pass of one query over many keys: it decodes by its state.
+fn is_measured(chosen: &Chosen, phase: Phase) -> bool {
+    phase != Phase::Decode || !chosen.about().square
 }
 
 fn measure_all(
@@ -209,7 +218,7 @@ fn measure_all(
     for &length in &plan.lengths {
         let heads = plan.source.heads(length);
         for chosen in &plan.chosen {
-            for &phase in &plan.phases {
+            for &phase in plan.phases.iter().filter(|&&phase| is_measured(chosen, phase)) {
                 bar.set_message(format!("{} {} at {length}", chosen.about().name, phase.name()));
                 let case = Case { chosen, phase, source: &plan.source, heads: &heads, causal: plan.causal, par };
                 let record = case.measured(plan.runs(length), evictor.as_ref(), machine)?;
