@@ -67,7 +67,7 @@ def straight_through(tensors, options):
     if "type_logits" not in tensors:
         return hard
     soft = tensors["type_logits"].softmax(-1)
-    return torch.where(forced(tensors, options)[..., None], hard, hard + soft - soft.detach())
+    return torch.where(forced(tensors, options)[..., None], hard, hard + (soft - soft.detach()))
 
 
 def multiplicity(types, p, window):
