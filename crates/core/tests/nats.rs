@@ -413,3 +413,33 @@ fn what_a_state_does_not_take_is_refused_and_changes_nothing() {
     says(&refusal.to_string(), "steps of nats take no bias and no mask");
     assert_eq!((state.tokens(), values(heads.k.view()).len()), (0, 24));
 }
+
+#[test]
+fn keys_of_a_window_without_end_live_on_and_locals_are_theirs_alone() {
+    let heads = Heads::single(sizes([1, 1], [6, 6], [4, 4]), 2);
+    let types = vec![LOCAL, WINDOW, WINDOW, WINDOW, GLOBAL, WINDOW];
+    for window in [usize::MAX, i64::MAX as usize, i64::MAX as usize - 3] {
+        let mut state = nats(&[("window", &window.to_string())]).start().unwrap();
+        take_in(&mut state, &heads, 0, &[types[..4].to_vec()]);
+        assert_eq!(held_of(&state), [4], "no global came: {window}");
+        take_in(&mut state, &heads, 4, &[types[4..].to_vec()]);
+        assert_eq!(held_of(&state), [5], "the local died with the global, nobody else: {window}");
+    }
+}
+
+#[test]
+fn rules_that_would_be_ignored_are_refused() {
+    let heads = Heads::single(sizes([1, 1], [5, 5], [4, 4]), 3);
+    let (types, until) = ([GLOBAL; 5], [2; 5]);
+    let lives = Inputs { types: Some(&types), ..inputs(&heads, Sight::causal().until(&until)) };
+    says(&refusal(&[], &lives), "no until beside them");
+    let reaches = Inputs { types: Some(&types), ..inputs(&heads, Sight::causal().window(Some(1), None)) };
+    says(&refusal(&[("query_typed", "true")], &reaches), "no window beside them");
+    let tokens = Tokens { types: Some(&types), ..Tokens::new(heads.k.view(), heads.v.view()) };
+    for ignored in [Tokens { key_bias: Some(&[0.0; 5]), ..tokens }, Tokens { until: Some(&until), ..tokens }] {
+        says(&nats(&[]).start().unwrap().prefill(&ignored).unwrap_err().to_string(), "no key_bias and no until");
+    }
+    let mut by_queries = nats(&[("query_typed", "true")]).start().unwrap();
+    let wrong = Tokens { types: Some(&[0, 1, 9, 0, 0]), ..tokens };
+    says(&by_queries.prefill(&wrong).unwrap_err().to_string(), "9 at");
+}

@@ -299,6 +299,8 @@ impl AttentionLayer {
         let q = turned(normed(project(q, &self.query, [queries, width])?, self.query_norm.as_ref())?, turns[0])?;
         let k = turned(normed(project(k, &self.key, [keys, width])?, self.key_norm.as_ref())?, turns[1])?;
         let v = project(v, &self.value, [keys, width])?.swap_dims(1, 2);
+        // What the queries are made of, for mechanisms that look at tokens as a whole.
+        let how = if how.reads("x") { &how.clone().hidden_states(x[0].clone()) } else { how };
         let o = attention(q, k, v, how)?.swap_dims(1, 2).reshape([batch, n, queries * width]);
         apply(o, &self.output)
     }

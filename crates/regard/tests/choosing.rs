@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Distribution, Tensor, activation};
 use regard::mechanism::{Clustered, Nats};
 use regard::reduce::{Reducer, Shown, mean_keys, received_score, reduce};
-use regard::{Attention, Packed, attention, attention_scored};
+use regard::{Attention, AttentionLayerConfig, Packed, attention, attention_scored};
 
 fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
@@ -108,4 +108,20 @@ fn reduced_sequences_keep_positions_and_pass_gradients() {
     let score = Tensor::<1>::from_floats([0.5, 2.0, 0.1, 3.0, 0.2, 0.9, 0.1, 1.5, 0.3, 0.4, 0.1, 0.2, 3.0, 0.1, 0.1, 2.0, 0.5], &device);
     let pruned = reduce(&prune, &packed, &Shown { score: Some(score), ..Shown::default() }, 0).unwrap();
     assert_eq!(pruned.tokens.positions(), [0, 1, 3, 5, 7, 0, 2, 5, 6]);
+}
+
+#[test]
+fn a_layer_takes_a_mechanism_that_reads_its_tokens() {
+    let device = Device::flex().autodiff();
+    device.seed(5);
+    let layer = AttentionLayerConfig::new(16, 2).init(&device).unwrap();
+    let x = normal([1, 4, 16], &device).repeat_dim(1, 5).require_grad();
+    let exact = layer.clone().forward(x.clone()).unwrap();
+    let alone = Clustered { threshold: 2.0, ..Clustered::default() };
+    let unmerged = layer.clone().attention(Attention::full().mechanism(alone)).forward(x.clone()).unwrap();
+    assert!(distance(exact.clone().inner(), unmerged.inner()) < 1e-5, "nothing merges above a threshold of 1");
+    let merged = layer.attention(Attention::full().mechanism(Clustered::default())).forward(x.clone()).unwrap();
+    assert!(distance(exact.inner(), merged.clone().inner()) < 1e-5, "merging equal tokens changes nothing");
+    let gradients = merged.powi_scalar(2).sum().backward();
+    assert!(x.grad(&gradients).unwrap().abs().max().into_scalar::<f32>() > 1e-5);
 }

@@ -181,6 +181,8 @@ const SLICES: [usize; 4] = [KEY_BIAS, BIAS, TYPE_LOGITS, THRESHOLD];
 struct Wished {
     tensors: [Option<Fresh>; 4],
     slices: [Option<Vec<f32>>; 4],
+    /// Parents that only chose: their gradient is zero, which the graph still waits for.
+    constants: Vec<usize>,
 }
 
 impl Wished {
@@ -188,19 +190,19 @@ impl Wished {
         let parent = |at: usize| parents[at].as_ref().filter(|_| wanted[at]);
         let tensors = TENSORS.map(|at| parent(at).map(|x| Fresh::like(x, dims(x))));
         let slices = SLICES.map(|at| parent(at).map(|x| vec![0.0; x.layout().num_elements()]));
-        Wished { tensors, slices }
+        Wished { tensors, slices, constants: Vec::new() }
     }
 
-    /// Forgets gradients that the plan does not have: those parents only chose.
+    /// Does not ask for gradients that the plan does not have.
     fn drop_constants(&mut self, has: &[&str]) {
         let [.., x] = &mut self.tensors;
         let [.., type_logits, threshold] = &mut self.slices;
-        if !has.contains(&"dx") {
-            *x = None;
+        if !has.contains(&"dx") && x.take().is_some() {
+            self.constants.push(X);
         }
-        for (slice, name) in [(type_logits, "dtype_logits"), (threshold, "dthreshold")] {
-            if !has.contains(&name) {
-                *slice = None;
+        for (at, slice, name) in [(TYPE_LOGITS, type_logits, "dtype_logits"), (THRESHOLD, threshold, "dthreshold")] {
+            if !has.contains(&name) && slice.take().is_some() {
+                self.constants.push(at);
             }
         }
     }
@@ -226,6 +228,10 @@ impl Wished {
         }
         for (at, values) in SLICES.into_iter().zip(self.slices) {
             all[at] = values.zip(parents[at].as_ref()).map(|(values, x)| flex::tensor(values, x.layout().shape(), x.dtype()));
+        }
+        for at in self.constants {
+            let zeros = |x: &FlexTensor| flex::tensor(vec![0.0; x.layout().num_elements()], x.layout().shape(), x.dtype());
+            all[at] = parents[at].as_ref().map(zeros);
         }
         all
     }

@@ -1,7 +1,7 @@
 //! Decoding: per kv head, the keys that still live. A global ends the lives of the locals before it, a window key's life
 //! ends by itself; what is dead leaves memory.
 
-use super::{FOR_EVER, GLOBAL, LOCAL, Nats, TYPES, check_types, largest};
+use super::{FOR_EVER, GLOBAL, LOCAL, Nats, TYPES, check_types, largest, window_end};
 use crate::mechanism::memory::{Memory, Token, Tokens, check_count, widen};
 use crate::mechanism::owned::Owned;
 use crate::view::{Strided, StridedMut, View, ViewMut};
@@ -51,7 +51,7 @@ impl Head {
             }
             kept += 1;
         }
-        self.until.truncate(kept);
+        shrink(&mut self.until, kept);
         shrink(&mut self.keys, kept * dk);
         shrink(&mut self.values, kept * dv);
     }
@@ -65,7 +65,7 @@ impl Head {
 const UNDECIDED: i64 = FOR_EVER - 1;
 
 /// Truncates, and gives memory back where most of it is unused.
-fn shrink(values: &mut Vec<f32>, length: usize) {
+fn shrink<T>(values: &mut Vec<T>, length: usize) {
     values.truncate(length);
     if values.capacity() > 1024 && length < values.capacity() / 4 {
         values.shrink_to(2 * length);
@@ -100,6 +100,9 @@ impl Live {
 
     fn take_in(&mut self, tokens: &Tokens<'_>, types: &[i64]) -> Result<(), Error> {
         tokens.check()?;
+        if tokens.key_bias.is_some() || tokens.until.is_some() {
+            return Err(Error::Combination("nats reads no key_bias and no until".into()));
+        }
         let ([_, heads, count, dk], dv) = (tokens.k.shape(), tokens.v.shape()[3]);
         if self.tokens == 0 {
             (self.heads, self.widths) = (vec![Head::default(); heads], [dk, dv]);
@@ -111,12 +114,13 @@ impl Live {
         for n in 0..count {
             let position = self.tokens as i64;
             for (g, head) in self.heads.iter_mut().enumerate() {
-                let until = match types.get(g * count + n) {
-                    None | Some(&GLOBAL) => FOR_EVER,
-                    Some(&LOCAL) => UNDECIDED,
-                    Some(_) => position.saturating_add(self.config.reach() as i64).saturating_add(1),
+                let kind = types.get(g * count + n).copied().unwrap_or(GLOBAL);
+                let until = match kind {
+                    GLOBAL => FOR_EVER,
+                    LOCAL => UNDECIDED,
+                    _ => window_end(position, self.config.reach()).min(UNDECIDED - 1),
                 };
-                if until == FOR_EVER {
+                if kind == GLOBAL {
                     head.end_locals(position);
                 }
                 head.forget(position, self.widths);
@@ -155,6 +159,9 @@ impl Memory for Live {
 
     fn prefill(&mut self, tokens: &Tokens<'_>) -> Result<(), Error> {
         if self.config.query_typed {
+            let (types, count) = (tokens.types.unwrap_or_default(), tokens.count());
+            check_count("types", Some(types.len() % count.max(1)), 0)?;
+            check_types(types, (types.len() / count.max(1)).max(1), count.max(1))?;
             return self.take_in(tokens, &[]);
         }
         let types = self.types(tokens, tokens.k.shape()[1])?;

@@ -149,6 +149,15 @@ impl Config for Nats {
         if problem.sight.spans.is_some() || problem.sight.positions.is_some() {
             return Err(Error::Combination("nats takes no key_spans and no key_positions: lifetimes are counted in tokens".into()));
         }
+        let sight = &problem.sight;
+        if sight.until.is_some() {
+            return Err(Error::Combination("nats makes lifetimes of types: it takes no until beside them".into()));
+        }
+        if self.query_typed && (sight.left.is_some() || sight.right.is_some()) {
+            return Err(Error::Combination(
+                "types of queries say how far back a row looks: query_typed takes no window beside them".into(),
+            ));
+        }
         let scopes = scopes(&problem, self.query_typed);
         let first = |at| scopes.iter().any(|(row, scope)| self.first_token(scope).is_some_and(|token| row + token == at));
         let (types, free) = self.types(inputs, &problem.dims, first)?;
@@ -207,12 +216,17 @@ fn lifetimes(types: &[i64], window: usize, until: &mut [i64]) {
         *until = match kind {
             GLOBAL => FOR_EVER,
             LOCAL => next_global.saturating_add(1),
-            _ => (j as i64).saturating_add(i64::try_from(window).unwrap_or(FOR_EVER)).saturating_add(1),
+            _ => window_end(j as i64, window),
         };
         if kind == GLOBAL {
             next_global = j as i64;
         }
     }
+}
+
+/// The first position that does not see a window key.
+fn window_end(position: i64, window: usize) -> i64 {
+    position.saturating_add(i64::try_from(window).unwrap_or(FOR_EVER)).saturating_add(1)
 }
 
 /// What runs: lifetimes of keys, or reaches of queries.
