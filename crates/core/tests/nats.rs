@@ -417,7 +417,7 @@ fn what_a_state_does_not_take_is_refused_and_changes_nothing() {
 #[test]
 fn keys_of_a_window_without_end_live_on_and_locals_are_theirs_alone() {
     let heads = Heads::single(sizes([1, 1], [6, 6], [4, 4]), 2);
-    let types = vec![LOCAL, WINDOW, WINDOW, WINDOW, GLOBAL, WINDOW];
+    let types = [LOCAL, WINDOW, WINDOW, WINDOW, GLOBAL, WINDOW];
     for window in [usize::MAX, i64::MAX as usize, i64::MAX as usize - 3] {
         let mut state = nats(&[("window", &window.to_string())]).start().unwrap();
         take_in(&mut state, &heads, 0, &[types[..4].to_vec()]);
