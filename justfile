@@ -18,3 +18,6 @@ peers *arguments:
 # The files of golden/, written by PyTorch: --check compares and writes nothing
 golden *arguments:
     python3 golden/exact.py {{arguments}}
+    python3 golden/rows.py {{arguments}}
+    python3 golden/nats.py {{arguments}}
+    python3 golden/reduce.py {{arguments}}
