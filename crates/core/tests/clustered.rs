@@ -385,8 +385,8 @@ fn backward(mechanism: &Mechanism, inputs: &Inputs<'_>, choices: &Choices, d_o: 
     let mut gradients = Gradients {
         heads,
         dx: leaves.contains(&"x").then(|| dx.view_mut()),
-        dtype_logits: None,
         dthreshold: leaves.contains(&"threshold").then_some(&mut dthreshold[..]),
+        ..Gradients::default()
     };
     plan.backward(&Saved { o: o.view(), lse: &lse, d_o: d_o.view() }, &mut gradients, Par::default()).unwrap();
     let [dq, dk, dv, dx] = [dq, dk, dv, dx].map(|tensor| values(tensor.view()));

@@ -54,6 +54,7 @@ fn shape_of(name: &str, loaded: &Loaded) -> Option<Vec<usize>> {
         "dbias" => shape(&loaded.bias),
         "dtype_logits" => shape(&loaded.type_logits),
         "dthreshold" => shape(&loaded.threshold),
+        "dgates" => shape(&loaded.gates),
         _ => None,
     }
 }

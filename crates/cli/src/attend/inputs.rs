@@ -39,6 +39,14 @@ pub struct Loaded {
     pub threshold: Option<Tensor>,
     /// `[B, N]`.
     pub gate_logits: Option<Tensor>,
+    /// `[B, H, N, Dk]`.
+    pub gates: Option<Tensor>,
+    /// `[1, G, S, Dk]`.
+    pub codebook: Option<Tensor>,
+    /// `[1, H, S, Dk]`.
+    pub codebook_q: Option<Tensor>,
+    /// `[1, 1, Dk, bits]`.
+    pub hyperplanes: Option<Tensor>,
     /// `[B]`.
     pub lengths: Option<Vec<usize>>,
     /// `[B]`.
@@ -52,7 +60,7 @@ impl Loaded {
     /// Checks dtypes and shapes in the header, then the room they need, then reads.
     pub fn read(archive: &Archive, call: &Call<'_>) -> Result<Self, Failure> {
         let reader = Reader::new(archive)?;
-        let Dims { batch, heads, kv_heads, queries, keys, dv, .. } = reader.dims;
+        let Dims { batch, heads, kv_heads, queries, keys, dk, dv } = reader.dims;
         reader.check_room(call)?;
         let cache = [batch, kv_heads, keys];
         let own = [reader.float];
@@ -78,6 +86,10 @@ impl Loaded {
                 .flatten(),
             threshold: reader.floats("threshold", &[heads], &own_or_f32)?,
             gate_logits: reader.floats("gate_logits", &[batch, queries], &own_or_f32)?,
+            gates: reader.floats("gates", &[batch, heads, queries, dk], &own_or_f32)?,
+            codebook: reader.shared("codebook", [Some(kv_heads), None, Some(dk)])?,
+            codebook_q: reader.shared("codebook_q", [Some(heads), None, Some(dk)])?,
+            hyperplanes: reader.shared("hyperplanes", [Some(1), Some(dk), None])?,
             lengths: reader.counts("lengths", &[batch])?,
             lengths_q: reader.counts("lengths_q", &[batch])?,
             offsets: reader.offsets()?,
@@ -106,6 +118,10 @@ impl Loaded {
             type_logits: flat(&self.type_logits),
             threshold: flat(&self.threshold),
             gate_logits: flat(&self.gate_logits),
+            gates: self.gates.as_ref().map(head),
+            codebook: flat(&self.codebook),
+            codebook_q: flat(&self.codebook_q),
+            hyperplanes: flat(&self.hyperplanes),
             until: self.until.clone(),
             lengths: self.lengths.clone(),
             lengths_q: self.lengths_q.clone(),
@@ -117,8 +133,9 @@ impl Loaded {
 
     /// Everything but q, k, v and do that gradients may be of, by name, where it is there.
     pub fn learned(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
-        let Loaded { x, key_bias, bias, type_logits, threshold, .. } = self;
-        let all = [("x", x), ("key_bias", key_bias), ("bias", bias), ("type_logits", type_logits), ("threshold", threshold)];
+        let Loaded { x, key_bias, bias, type_logits, threshold, gates, .. } = self;
+        let learned = [("type_logits", type_logits), ("threshold", threshold), ("gates", gates)];
+        let all = [("x", x), ("key_bias", key_bias), ("bias", bias)].into_iter().chain(learned);
         all.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_mut()?)))
     }
 
@@ -139,6 +156,11 @@ impl Loaded {
         inputs.types = self.types.as_deref();
         inputs.type_logits = self.type_logits.as_ref().map(Tensor::as_f32);
         inputs.threshold = self.threshold.as_ref().map(Tensor::as_f32);
+        let view = |tensor: &'_ Option<Tensor>, name| tensor.as_ref().map(|tensor| tensor.view(name)).transpose();
+        inputs.gates = view(&self.gates, "gates")?;
+        inputs.codebook = view(&self.codebook, "codebook")?;
+        inputs.codebook_q = view(&self.codebook_q, "codebook_q")?;
+        inputs.hyperplanes = view(&self.hyperplanes, "hyperplanes")?;
         Ok(inputs)
     }
 
@@ -252,6 +274,23 @@ impl<'a> Reader<'a> {
         let mut x = self.archive.finite("x", false)?;
         x.shape = vec![b, 1, n, width];
         Ok(Some(x))
+    }
+
+    /// A tensor that all batch rows share, with a leading 1; sizes that are not given are the file's. Hyperplanes, which heads
+    /// share too, are a matrix in the file.
+    fn shared(&self, name: &str, sizes: [Option<usize>; 3]) -> Result<Option<Tensor>, Failure> {
+        let Some(entry) = self.archive.entry(name) else { return Ok(None) };
+        let sizes = if sizes[0] == Some(1) && name == "hyperplanes" { &sizes[1..] } else { &sizes[..] };
+        let fits =
+            entry.shape.len() == sizes.len() && entry.shape.iter().zip(sizes).all(|(&found, size)| size.is_none_or(|size| size == found));
+        if !fits {
+            let sizes: Vec<String> = sizes.iter().map(|size| size.map_or("any".into(), |size| size.to_string())).collect();
+            return Err(self.archive.refuse(name, &format!("has shape {:?}, expected [{}]", entry.shape, sizes.join(", "))));
+        }
+        self.archive.float(name, &[self.float, Float::F32])?;
+        let mut tensor = self.archive.finite(name, false)?;
+        tensor.shape = [vec![1; 4 - entry.shape.len()], entry.shape.clone()].concat();
+        Ok(Some(tensor))
     }
 
     fn mask(&self) -> Result<Option<Tensor>, Failure> {

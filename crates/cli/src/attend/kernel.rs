@@ -30,6 +30,7 @@ pub fn attend(call: &Call<'_>, mut loaded: Loaded) -> Result<Vec<Named>, Error> 
         let saved = Saved { o: o.view("o")?, lse: lse.as_f32(), d_o: d_o.view("do")? };
         results.extend(gradients(call, &loaded, (&plan, &saved), &own)?);
     }
+    results.extend(plan.loss().map(|loss| ("loss", Tensor::rounded(Float::F32, &[1], &[loss]))));
     results.push(("o", o));
     if call.chosen.about().traces.contains(&"lse") {
         results.push(("lse", lse));
@@ -53,6 +54,8 @@ fn gradients(
     let mut dx = single(&loaded.x, learns("dx"));
     let mut dtype_logits = single(&loaded.type_logits, learns("dtype_logits"));
     let mut dthreshold = single(&loaded.threshold, learns("dthreshold"));
+    let mut dgates =
+        loaded.gates.as_ref().filter(|_| learns("dgates")).map(|gates| Tensor::zeros(gates.float().unwrap_or(Float::F32), &gates.shape));
     let heads = regard_core::Gradients {
         dq: Some(dq.view_mut("dq")?),
         dk: Some(dk.view_mut("dk")?),
@@ -65,13 +68,21 @@ fn gradients(
         dx: dx.as_mut().map(|dx| dx.view_mut("dx")).transpose()?,
         dtype_logits: dtype_logits.as_mut().map(Tensor::as_f32_mut),
         dthreshold: dthreshold.as_mut().map(Tensor::as_f32_mut),
+        dgates: dgates.as_mut().map(|dgates| dgates.view_mut("dgates")).transpose()?,
     };
     plan.backward(saved, &mut gradients, call.par)?;
     let mut results = vec![("dq", dq), ("dk", dk), ("dv", dv)];
     if let Some(dx) = &mut dx {
         dx.shape.remove(1);
     }
-    let rest = [("dkey_bias", dkey_bias), ("dbias", dbias), ("dx", dx), ("dtype_logits", dtype_logits), ("dthreshold", dthreshold)];
+    let rest = [
+        ("dkey_bias", dkey_bias),
+        ("dbias", dbias),
+        ("dx", dx),
+        ("dtype_logits", dtype_logits),
+        ("dthreshold", dthreshold),
+        ("dgates", dgates),
+    ];
     for (name, tensor) in rest {
         let float = own.iter().find(|(own, _)| *own == &name[1..]).map(|(_, float)| *float);
         results.extend(tensor.zip(float).map(|(tensor, float)| (name, tensor.converted(float))));

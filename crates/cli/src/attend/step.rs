@@ -79,6 +79,9 @@ struct Slice<'a> {
     until: Option<Vec<i64>>,
     types: Option<Vec<i64>>,
     type_logits: Option<Vec<f32>>,
+    gates: Option<View<'a>>,
+    codebook: Option<View<'a>>,
+    codebook_q: Option<View<'a>>,
 }
 
 impl Slice<'_> {
@@ -89,6 +92,9 @@ impl Slice<'_> {
             until: self.until.as_deref(),
             types: self.types.as_deref(),
             type_logits: self.type_logits.as_deref(),
+            gates: self.gates,
+            codebook: self.codebook,
+            codebook_q: self.codebook_q,
             ..Tokens::new(self.k, self.v)
         }
     }
@@ -119,7 +125,7 @@ impl<'a> Steps<'a> {
     /// Some tokens of this sequence.
     fn slice(&self, range: Range<usize>) -> Result<Slice<'a>, Error> {
         let loaded = self.loaded;
-        let Dims { kv_heads, dk, dv, .. } = loaded.dims;
+        let Dims { heads, kv_heads, dk, dv, .. } = loaded.dims;
         let start = [self.sequence.b, 0, range.start, 0];
         let shape = |width| [1, kv_heads, range.len(), width];
         let hidden = |x: &'a Tensor| x.part(start, [1, 1, range.len(), x.shape[3]], "x");
@@ -132,6 +138,9 @@ impl<'a> Steps<'a> {
             until: self.columns(loaded.until.as_deref(), 1, &range),
             types: self.columns(loaded.types.as_deref(), 1, &range),
             type_logits: self.columns(flat(&loaded.type_logits), 3, &range),
+            gates: loaded.gates.as_ref().map(|gates| gates.part(start, [1, heads, range.len(), dk], "gates")).transpose()?,
+            codebook: loaded.codebook.as_ref().map(|codebook| codebook.view("codebook")).transpose()?,
+            codebook_q: loaded.codebook_q.as_ref().map(|codebook| codebook.view("codebook_q")).transpose()?,
         })
     }
 

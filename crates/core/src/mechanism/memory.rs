@@ -23,12 +23,30 @@ pub struct Tokens<'a> {
     pub x: Option<View<'a>>,
     /// Learned thresholds of query heads, `[H]`, the same with every token.
     pub threshold: Option<&'a [f32]>,
+    /// Logarithms of gates, `[1, H, T, Dk]`.
+    pub gates: Option<View<'a>>,
+    /// Codewords of keys, `[1, G, S, Dk]`, the same with every token.
+    pub codebook: Option<View<'a>>,
+    /// Codewords of queries, `[1, H, S, Dk]`, the same with every token.
+    pub codebook_q: Option<View<'a>>,
 }
 
 impl<'a> Tokens<'a> {
     /// Keys and values, nothing else.
     pub fn new(k: View<'a>, v: View<'a>) -> Self {
-        Tokens { k, v, key_bias: None, until: None, types: None, type_logits: None, x: None, threshold: None }
+        Tokens {
+            k,
+            v,
+            key_bias: None,
+            until: None,
+            types: None,
+            type_logits: None,
+            x: None,
+            threshold: None,
+            gates: None,
+            codebook: None,
+            codebook_q: None,
+        }
     }
 
     /// Number of tokens.

@@ -93,8 +93,8 @@ pub struct About {
     pub square: bool,
     /// Tensors it writes beside o.
     pub traces: &'static [&'static str],
-    /// Where it is exact attention.
-    pub limit: Limit,
+    /// Where it is exact attention, if it is anywhere.
+    pub limit: Option<Limit>,
 }
 
 /// Everything a mechanism may read. `sight` holds the caller's rules (causal, lengths, offsets, spans, positions,
@@ -123,12 +123,36 @@ pub struct Inputs<'a> {
     pub type_logits: Option<&'a [f32]>,
     /// Learned thresholds of query heads, `[H]`.
     pub threshold: Option<&'a [f32]>,
+    /// Logarithms of gates, at most 0, `[B, H, N, Dk]`.
+    pub gates: Option<View<'a>>,
+    /// Codewords of keys, `[1, G, S, Dk]`.
+    pub codebook: Option<View<'a>>,
+    /// Codewords of queries, `[1, H, S, Dk]`.
+    pub codebook_q: Option<View<'a>>,
+    /// Normals of hyperplanes, one a column, `[1, 1, Dk, bits]`.
+    pub hyperplanes: Option<View<'a>>,
 }
 
 impl<'a> Inputs<'a> {
     /// q, k, v and the visibility rules, nothing else.
     pub fn new(q: View<'a>, k: View<'a>, v: View<'a>, sight: Sight<'a>) -> Self {
-        Inputs { q, k, v, sight, key_bias: None, bias: None, until: None, x: None, types: None, type_logits: None, threshold: None }
+        Inputs {
+            q,
+            k,
+            v,
+            sight,
+            key_bias: None,
+            bias: None,
+            until: None,
+            x: None,
+            types: None,
+            type_logits: None,
+            threshold: None,
+            gates: None,
+            codebook: None,
+            codebook_q: None,
+            hyperplanes: None,
+        }
     }
 
     /// Sizes as q, k and v state them; nothing is checked yet.
@@ -146,6 +170,10 @@ impl<'a> Inputs<'a> {
             ("types", self.types.is_some()),
             ("type_logits", self.type_logits.is_some()),
             ("threshold", self.threshold.is_some()),
+            ("gates", self.gates.is_some()),
+            ("codebook", self.codebook.is_some()),
+            ("codebook_q", self.codebook_q.is_some()),
+            ("hyperplanes", self.hyperplanes.is_some()),
         ];
         match given.into_iter().find(|(name, given)| *given && !about.tensors.contains(name)) {
             Some((tensor, _)) => Err(Error::Combination(format!("{} reads no {tensor}", about.name))),
@@ -176,6 +204,21 @@ pub struct Gradients<'a> {
     pub dtype_logits: Option<&'a mut [f32]>,
     /// `[H]`.
     pub dthreshold: Option<&'a mut [f32]>,
+    /// `[B, H, N, Dk]`.
+    pub dgates: Option<ViewMut<'a>>,
+}
+
+impl Gradients<'_> {
+    /// Which are asked for beside those of q, k, v and biases, by name.
+    fn beside_heads(&self) -> impl Iterator<Item = &'static str> {
+        let asked = [
+            ("dx", self.dx.is_some()),
+            ("dtype_logits", self.dtype_logits.is_some()),
+            ("dthreshold", self.dthreshold.is_some()),
+            ("dgates", self.dgates.is_some()),
+        ];
+        asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name)
+    }
 }
 
 impl<'a> From<crate::Gradients<'a>> for Gradients<'a> {
@@ -223,9 +266,14 @@ pub trait Plan {
         Vec::new()
     }
 
-    /// Gradients it has beside those of q, k, v and biases, by name: `dx`, `dtype_logits`, `dthreshold`.
+    /// Gradients it has beside those of q, k, v and biases, by name: `dx`, `dtype_logits`, `dthreshold`, `dgates`.
     fn gradients(&self) -> Vec<&'static str> {
         Vec::new()
+    }
+
+    /// What training adds to its loss for these choices, a mean over everything chosen, its weight included.
+    fn loss(&self) -> Option<f64> {
+        None
     }
 
     /// Its sizes.
@@ -249,8 +297,8 @@ impl Plan for Problem<'_> {
     }
 
     fn backward(&self, saved: &Saved<'_>, gradients: &mut Gradients<'_>, par: Par) -> Result<(), Error> {
-        if gradients.dx.is_some() || gradients.dtype_logits.is_some() || gradients.dthreshold.is_some() {
-            return Err(Error::Combination("exact attention has gradients of q, k, v and its biases only".into()));
+        if let Some(name) = gradients.beside_heads().next() {
+            return Err(Error::Combination(format!("exact attention has gradients of q, k, v and its biases only, not {name}")));
         }
         crate::exact::backward(self, saved, &mut gradients.heads, par)
     }
@@ -446,6 +494,9 @@ impl Plan for Planned<'_> {
     }
 
     fn backward(&self, saved: &Saved<'_>, gradients: &mut Gradients<'_>, par: Par) -> Result<(), Error> {
+        if gradients.dgates.is_some() && !self.gradients().contains(&"dgates") {
+            return Err(Error::Combination("this mechanism reads no gates and has no gradient of them".into()));
+        }
         self.any().backward(saved, gradients, par)
     }
 
@@ -459,6 +510,10 @@ impl Plan for Planned<'_> {
 
     fn gradients(&self) -> Vec<&'static str> {
         self.any().gradients()
+    }
+
+    fn loss(&self) -> Option<f64> {
+        self.any().loss()
     }
 
     fn dims(&self) -> Dims {

@@ -167,7 +167,7 @@ impl<F: Formula> Judged<F> {
         let mut all = vec![Defined { name: "o", values, sizes: o.iter().map(|o| o.size).collect() }];
         all.extend(log_sums.map(|sums| lse(sums.into_iter().map(Real::to_f64).collect())));
         for (leaf, (values, sizes)) in names.iter().zip(gradients) {
-            let stored = ["q", "k", "v", "x"].contains(leaf);
+            let stored = ["q", "k", "v", "x", "gates"].contains(leaf);
             let values = if stored { values.into_iter().map(round).collect() } else { values };
             all.push(Defined { name: gradient_of(leaf), values, sizes });
         }
@@ -177,7 +177,7 @@ impl<F: Formula> Judged<F> {
 
 /// `d` and the name of a leaf.
 fn gradient_of(leaf: &str) -> &'static str {
-    const NAMES: [&str; 8] = ["dq", "dk", "dv", "dx", "dkey_bias", "dbias", "dtype_logits", "dthreshold"];
+    const NAMES: [&str; 9] = ["dq", "dk", "dv", "dx", "dkey_bias", "dbias", "dtype_logits", "dthreshold", "dgates"];
     NAMES.into_iter().find(|name| name[1..] == *leaf).unwrap_or_else(|| panic!("{leaf} is no leaf of any mechanism"))
 }
 

@@ -8,6 +8,10 @@ use regard_core::{Dims, Error, Output, Par, Saved, Sight};
 
 /// Width of hidden states.
 const E: usize = 12;
+/// Codewords of a head.
+const CODES: usize = 11;
+/// Hyperplanes, unless an option says how many.
+const BITS: usize = 3;
 
 /// A mechanism with some options, and what it is given.
 #[derive(Debug, Clone)]
@@ -32,8 +36,13 @@ impl Setting {
         setting
     }
 
-    fn reads(&self, tensor: &str) -> bool {
+    pub fn reads(&self, tensor: &str) -> bool {
         self.tensors.contains(&tensor)
+    }
+
+    /// The value of an option that was set, if it is an integer.
+    fn integer(&self, name: &str) -> Option<usize> {
+        self.options.iter().rev().find(|(option, _)| *option == name)?.1.parse().ok()
     }
 }
 
@@ -87,6 +96,11 @@ pub struct Case {
     pub types: Vec<i64>,
     pub type_logits: Vec<f32>,
     pub threshold: Vec<f32>,
+    /// From hardly any decay to almost all of it in one step.
+    pub gates: Tensor,
+    pub codebook: Tensor,
+    pub codebook_q: Tensor,
+    pub hyperplanes: Tensor,
     pub key_bias: Vec<f32>,
     pub until: Vec<i64>,
     pub lengths: Option<Vec<usize>>,
@@ -115,6 +129,10 @@ impl Case {
             types: (0..dims.batch * typed).map(|_| random.below(3) as i64).collect(),
             type_logits: (0..dims.batch * typed * 3).map(|_| random.normal()).collect(),
             threshold: (0..dims.heads).map(|_| 0.5 + 0.4 * random.unit() as f32).collect(),
+            gates: log_gates(random, [dims.batch, dims.heads, dims.queries, dims.dk]),
+            codebook: Tensor::normal(random, Storage::F32, [1, dims.kv_heads, CODES, dims.dk]),
+            codebook_q: Tensor::normal(random, Storage::F32, [1, dims.heads, CODES, dims.dk]),
+            hyperplanes: Tensor::normal(random, Storage::F32, [1, 1, dims.dk, setting.integer("bits").unwrap_or(BITS)]),
             key_bias: (0..caches).map(|_| random.normal()).collect(),
             until: (0..caches).map(|_| random.below(dims.keys + 2) as i64).collect(),
             lengths: None,
@@ -142,6 +160,10 @@ impl Case {
             types: reads("types").then_some(&self.types[..]),
             type_logits: reads("type_logits").then_some(&self.type_logits[..]),
             threshold: reads("threshold").then_some(&self.threshold[..]),
+            gates: reads("gates").then(|| self.gates.view()),
+            codebook: reads("codebook").then(|| self.codebook.view()),
+            codebook_q: reads("codebook_q").then(|| self.codebook_q.view()),
+            hyperplanes: reads("hyperplanes").then(|| self.hyperplanes.view()),
             key_bias: reads("key_bias").then_some(&self.key_bias[..]),
             until: reads("until").then_some(&self.until[..]),
             ..Inputs::new(self.heads.q.view(), self.heads.k.view(), self.heads.v.view(), sight)
@@ -199,6 +221,7 @@ impl Case {
         let mut dkey_bias = vec![f32::NAN; self.key_bias.len()];
         let mut dtype_logits = vec![f32::NAN; self.type_logits.len()];
         let mut dthreshold = vec![f32::NAN; self.threshold.len()];
+        let mut dgates = Tensor::unfilled(Storage::F32, self.gates.shape);
         let wants = |leaf| leaves.contains(&leaf);
         let heads = regard_core::Gradients {
             dq: Some(dq.view_mut()),
@@ -212,6 +235,7 @@ impl Case {
             dx: wants("x").then(|| dx.view_mut()),
             dtype_logits: wants("type_logits").then_some(&mut dtype_logits[..]),
             dthreshold: wants("threshold").then_some(&mut dthreshold[..]),
+            dgates: wants("gates").then(|| dgates.view_mut()),
         };
         let saved = Saved { o: o.view(), lse: &lse, d_o: self.heads.d_o.view() };
         plan.backward(&saved, &mut gradients, par).unwrap_or_else(|error| panic!("{error}: {}", self.name()));
@@ -225,6 +249,7 @@ impl Case {
             ("key_bias", "dkey_bias", wide(&dkey_bias)),
             ("type_logits", "dtype_logits", wide(&dtype_logits)),
             ("threshold", "dthreshold", wide(&dthreshold)),
+            ("gates", "dgates", wide(dgates.floats())),
         ] {
             if wants(leaf) {
                 tensors.push((name, flat));
@@ -263,6 +288,12 @@ fn hidden_states(random: &mut Random, batch: usize, tokens: usize) -> Tensor {
         values.extend(kind.iter().map(|x| x + noise * random.normal()));
     }
     Tensor::new([batch, 1, tokens, E], values)
+}
+
+/// Logarithms of gates: some close to 0, some strong, and some of e^-20 a step.
+fn log_gates(random: &mut Random, shape: [usize; 4]) -> Tensor {
+    let gate = |random: &mut Random| -random.pick(&[0.01, 0.1, 1.0, 20.0]) * random.unit() as f32;
+    Tensor::new(shape, (0..shape.iter().product()).map(|_| gate(random)).collect())
 }
 
 /// The definition of one call and its budget.

@@ -218,7 +218,7 @@ impl Wished {
             dbias: dbias.as_deref_mut(),
         };
         let (dtype_logits, dthreshold) = (dtype_logits.as_deref_mut(), dthreshold.as_deref_mut());
-        Ok(Gradients { heads, dx: written(dx, "dx")?, dtype_logits, dthreshold })
+        Ok(Gradients { heads, dx: written(dx, "dx")?, dtype_logits, dthreshold, ..Gradients::default() })
     }
 
     fn into_tensors(self, parents: &Parents<PARENTS>) -> Parents<PARENTS> {
