@@ -14,6 +14,13 @@ pub struct Setting {
     value: String,
 }
 
+impl Setting {
+    /// Whether it names this mechanism.
+    pub fn is_of(&self, name: &str) -> bool {
+        self.mechanism.as_deref() == Some(name)
+    }
+}
+
 impl FromStr for Setting {
     type Err = String;
 
@@ -107,6 +114,19 @@ impl Chosen {
         self.mechanism.about()
     }
 
+    /// What it is given beside q, k and v where there is a choice.
+    pub fn reads_first(&self) -> &'static [&'static str] {
+        self.about().needs.first().copied().unwrap_or_default()
+    }
+
+    /// An integer option: as set, or its default; 0 where it has none.
+    pub fn integer(&self, key: &str) -> usize {
+        let default = self.settable().iter().find(|option| option.name == key).map_or("0", |option| option.default);
+        let written = self.written(key).unwrap_or(default);
+        let (digits, factor) = written.strip_suffix('k').map_or((written, 1), |digits| (digits, 1024));
+        digits.parse().map_or(0, |number: usize| number * factor)
+    }
+
     /// Refuses a form that it does not have.
     pub fn check_causal(&self, causal: bool) -> Result<(), Failure> {
         let About { name, causality, .. } = self.about();
@@ -185,7 +205,7 @@ pub fn typed(option: &OptionAbout, written: &str) -> Value {
 }
 
 /// `, did you mean "…"?` with the known name nearest to the written one.
-fn meant(written: &str, known: &[&str]) -> String {
+pub fn meant(written: &str, known: &[&str]) -> String {
     let nearness = |name: &&&str| (strsim::jaro_winkler(written, name) * 1e6) as u64;
     known.iter().max_by_key(nearness).map_or_else(String::new, |name| format!(", did you mean \"{name}\"?"))
 }

@@ -8,7 +8,7 @@
 //! | `{"op":"write","file":PATH}` | `{}`; writes `o` of the last pass and, after `backward`, `dq dk dv` |
 //! | `{"op":"ceilings","threads":…}` | `{"fma_gflops":…, "bf16_gflops":…, "read_gbps":…}`, `null` where unknown |
 //!
-//! `rule` is `"plain"` (the default), `"key_bias"`, `{"window":KEYS}`, `"lifetimes"` or `"segments"`, see [`Rule`].
+//! `rule` is `"plain"` (the default), `"key_bias"`, `{"window":KEYS}`, `"lifetimes"`, `"segments"` or `{"mechanism":"hyper:bits=7"}`, see [`Rule`].
 //! `backward` is forward and backward together. A request that fails is answered `{"error":…}` and the program goes on.
 //! Only the pass itself is timed: buffers are allocated and inputs are laid out while loading.
 

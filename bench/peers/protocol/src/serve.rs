@@ -51,7 +51,7 @@ pub struct Call {
 }
 
 /// Which keys count, and how much, beside the causal rule. Its numbers come with the inputs.
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Deserialize, Clone, PartialEq, Eq, Default, Debug)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     #[default]
@@ -64,12 +64,14 @@ pub enum Rule {
     Lifetimes,
     /// Sequences that lie one behind the other, from `offsets` to `offsets`.
     Segments,
+    /// Another mechanism, `name` or `name:option=value,option=value`.
+    Mechanism(String),
 }
 
 impl Call {
     /// Refuses a rule, for libraries that know none.
     pub fn plain(&self) -> Result<()> {
-        match self.rule {
+        match &self.rule {
             Rule::Plain => Ok(()),
             rule => Err(format!("{rule:?} is not measured here").into()),
         }

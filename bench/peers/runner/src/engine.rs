@@ -1,6 +1,7 @@
 //! The calls into Regard's kernels: the only file here that knows their interface.
 
 use peer_protocol::{Call, Ceilings, Data, Inputs, Result, Rule, Tensor};
+use regard_core::mechanism::{self, Mechanism, Pass};
 use regard_core::simd::ceiling;
 use regard_core::{Output, Par, Problem, Saved, Scores, Sight, Strided, StridedMut, View, ViewMut, exact};
 
@@ -39,6 +40,9 @@ pub fn ceilings(threads: usize) -> Ceilings {
 
 /// `o = softmax(q kᵀ / √D) v`; also used for decoding, where `q` has one row. Runs in the pool of the caller.
 pub fn forward(inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> Result<()> {
+    if let Rule::Mechanism(written) = &call.rule {
+        return of_mechanism(written, inputs, call, buffers);
+    }
     let o = view_mut(&mut buffers.o)?;
     exact::forward(&problem(inputs, call)?, &mut Output { o, lse: None }, Par::default())?;
     Ok(())
@@ -61,11 +65,26 @@ pub fn forward_backward(inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> 
     Ok(())
 }
 
+/// The same by another mechanism, choosing included.
+fn of_mechanism(written: &str, inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> Result<()> {
+    let (name, options) = written.split_once(':').unwrap_or((written, ""));
+    let mut mechanism = Mechanism::by_name(name).ok_or_else(|| format!("there is no mechanism {name}"))?;
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        let (option, value) = option.split_once('=').ok_or_else(|| format!("{option} is not of the form option=value"))?;
+        mechanism.set(option, value)?;
+    }
+    let sight = if call.causal { Sight::causal() } else { Sight::full() };
+    let given = mechanism::Inputs::new(view(&inputs.q)?, view(&inputs.k)?, view(&inputs.v)?, sight);
+    let o = view_mut(&mut buffers.o)?;
+    mechanism.forward(&given, Pass::default(), &mut Output { o, lse: None }, Par::default())?;
+    Ok(())
+}
+
 fn problem<'a>(inputs: &'a Inputs, call: &Call) -> Result<Problem<'a>> {
     let side = &inputs.side;
     let mut sight = if call.causal { Sight::causal() } else { Sight::full() };
     let mut scores = Scores::new();
-    match call.rule {
+    match &call.rule {
         Rule::Plain => {}
         Rule::KeyBias => scores = scores.key_bias(&side.key_bias),
         Rule::Window(keys) => {
@@ -73,6 +92,7 @@ fn problem<'a>(inputs: &'a Inputs, call: &Call) -> Result<Problem<'a>> {
             sight = sight.window(Some(reach), None);
         }
         Rule::Lifetimes => sight = sight.until(&side.until),
+        Rule::Mechanism(name) => return Err(format!("{name} is measured forward only").into()),
         Rule::Segments => sight = sight.offsets(&side.offsets, &side.offsets),
     }
     let [q, k, v] = [view(&inputs.q)?, view(&inputs.k)?, view(&inputs.v)?];

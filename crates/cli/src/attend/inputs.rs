@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::files::Archive;
 use crate::tensor::{Float, Tensor};
 use regard_core::mechanism::Inputs;
-use regard_core::{Dims, Error, Sight};
+use regard_core::{Dims, Error, Sight, View};
 
 /// Everything that a call reads.
 pub struct Loaded {
@@ -156,11 +156,10 @@ impl Loaded {
         inputs.types = self.types.as_deref();
         inputs.type_logits = self.type_logits.as_ref().map(Tensor::as_f32);
         inputs.threshold = self.threshold.as_ref().map(Tensor::as_f32);
-        let view = |tensor: &'_ Option<Tensor>, name| tensor.as_ref().map(|tensor| tensor.view(name)).transpose();
-        inputs.gates = view(&self.gates, "gates")?;
-        inputs.codebook = view(&self.codebook, "codebook")?;
-        inputs.codebook_q = view(&self.codebook_q, "codebook_q")?;
-        inputs.hyperplanes = view(&self.hyperplanes, "hyperplanes")?;
+        inputs.gates = viewed(&self.gates, "gates")?;
+        inputs.codebook = viewed(&self.codebook, "codebook")?;
+        inputs.codebook_q = viewed(&self.codebook_q, "codebook_q")?;
+        inputs.hyperplanes = viewed(&self.hyperplanes, "hyperplanes")?;
         Ok(inputs)
     }
 
@@ -186,6 +185,10 @@ impl Loaded {
         }
         Ok(sight)
     }
+}
+
+fn viewed<'a>(tensor: &'a Option<Tensor>, name: &'static str) -> Result<Option<View<'a>>, Error> {
+    tensor.as_ref().map(|tensor| tensor.view(name)).transpose()
 }
 
 /// A file whose q, k, v have passed.

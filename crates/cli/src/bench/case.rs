@@ -8,11 +8,13 @@ use crate::chosen::Chosen;
 use crate::failure::Failure;
 use crate::tensor::{Float, Tensor};
 use clap::ValueEnum;
-use regard_core::mechanism::{Choices, Gradients, Inputs, Mechanism, Pass, Plan};
+use regard_core::mechanism::{Choices, Gradients, Inputs, Mechanism, Pass, Plan, Planned};
 use regard_core::{Dims, Error, Output, Par, Saved, Sight, View};
 
 /// Gradients are compared as a whole up to so many visible pairs times widths, dq alone in sampled rows beyond.
 const WHOLE: f64 = 3e8;
+/// What approximations are held against.
+const EXACT: &str = "exact";
 
 /// What is timed.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -73,15 +75,27 @@ impl Case<'_> {
         let usage = |error: Error| Failure::Usage(format!("{}: {error}", self.chosen.about().name));
         let mut results = self.results(self.heads);
         let inputs = self.inputs(self.heads).map_err(usage)?;
-        let work = self.work(&inputs).map_err(usage)?;
         let evictor = evictor.filter(|_| self.phase == Phase::Decode);
         let timing = measure(self.par, runs, evictor, || self.call(&inputs, &mut results)).map_err(usage)?;
-        let error = self.error(&inputs, &results, &work).map_err(usage)?;
+        let choices = self.choices(&inputs).map_err(usage)?;
+        let plan = self.chosen.mechanism.plan(&inputs, &choices, self.pass()).map_err(usage)?;
+        let work = self.work(&plan);
+        let error = self.error(&plan, &results, &work).map_err(usage)?;
         if let Some(error) = error {
             self.check_sane(error)?;
         }
         let approximation = self.approximation(&inputs, &results).map_err(usage)?;
         Ok(Record { error, approximation, ..self.record(&timing, &work, machine) })
+    }
+
+    /// What it would take if time grew with the work from a shorter length on.
+    pub fn extrapolated(&self, shorter: &Record, machine: &Machine) -> Result<Record, Failure> {
+        let usage = |error: Error| Failure::Usage(format!("{}: {error}", self.chosen.about().name));
+        let inputs = self.inputs(self.heads).map_err(usage)?;
+        let choices = self.choices(&inputs).map_err(usage)?;
+        let work = self.work(&self.chosen.mechanism.plan(&inputs, &choices, self.pass()).map_err(usage)?);
+        let seconds = work.flops / (shorter.gflops * 1e9);
+        Ok(Record { runs: 0, extrapolated_from: Some(shorter.length), ..self.record(&Timing::once(seconds), &work, machine) })
     }
 
     fn record(&self, timing: &Timing, work: &Work, machine: &Machine) -> Record {
@@ -108,6 +122,7 @@ impl Case<'_> {
             extra_bytes: timing.extra_bytes,
             error: None,
             approximation: None,
+            extrapolated_from: None,
         }
     }
 
@@ -127,9 +142,13 @@ impl Case<'_> {
         let q = heads.q.part([0, 0, queries - n, 0], [batch, h, n, dk], "q")?;
         let sight = if self.causal { Sight::causal() } else { Sight::full() };
         let mut inputs = Inputs::new(q, heads.k.view("k")?, heads.v.view("v")?, sight);
-        let reads = |tensor| self.chosen.about().needs.first().is_some_and(|set| set.contains(&tensor));
-        inputs.x = reads("x").then(|| heads.x.view("x")).transpose()?;
-        inputs.types = reads("types").then_some(&heads.types[..]);
+        let reads = |tensor| self.chosen.reads_first().contains(&tensor);
+        let view = |tensor: &'h Option<Tensor>, name| tensor.as_ref().filter(|_| reads(name)).map(|tensor| tensor.view(name)).transpose();
+        inputs.x = view(&heads.beside.x, "x")?;
+        inputs.gates = view(&heads.beside.gates, "gates")?;
+        inputs.codebook = view(&heads.beside.codebook, "codebook")?;
+        inputs.codebook_q = view(&heads.beside.codebook_q, "codebook_q")?;
+        inputs.types = heads.beside.types.as_deref().filter(|_| reads("types"));
         Ok(inputs)
     }
 
@@ -162,22 +181,18 @@ impl Case<'_> {
     }
 
     /// Plain causal attention counts as half of all pairs, everything else as the pairs that see each other.
-    fn work(&self, inputs: &Inputs<'_>) -> Result<Work, Error> {
-        let choices = self.choices(inputs)?;
-        let plan = self.chosen.mechanism.plan(inputs, &choices, self.pass())?;
+    fn work(&self, plan: &Planned<'_>) -> Work {
         let (dims, seen) = (plan.dims(), plan.pairs());
         let Dims { batch, heads, queries: n, dk, dv, .. } = dims;
         let triangle = self.causal && seen == (batch * heads) as u64 * (n as u64 * (n as u64 + 1) / 2) && n > 1;
         let pairs = if triangle { (batch * heads) as f64 * (n as f64).powi(2) / 2.0 } else { seen as f64 };
         let factor = if self.phase == Phase::Backward { 3.5 } else { 1.0 };
         let bytes = seen as f64 / dims.group() as f64 * ((dk + dv) * self.source.float.bytes()) as f64;
-        Ok(Work { pairs: seen as f64, flops: factor * 2.0 * (dk + dv) as f64 * pairs, bytes })
+        Work { pairs: seen as f64, flops: factor * 2.0 * (dk + dv) as f64 * pairs, bytes }
     }
 
     /// Against the mechanism's own definition: gradients after a backward pass, else o.
-    fn error(&self, inputs: &Inputs<'_>, results: &Results, work: &Work) -> Result<Option<Deviation>, Error> {
-        let choices = self.choices(inputs)?;
-        let plan = self.chosen.mechanism.plan(inputs, &choices, self.pass())?;
+    fn error(&self, plan: &Planned<'_>, results: &Results, work: &Work) -> Result<Option<Deviation>, Error> {
         let oracle = plan.oracle();
         let dims = Dims { queries: self.queries(), ..self.heads.dims };
         let rows = accuracy::sample(&dims);
@@ -201,25 +216,34 @@ impl Case<'_> {
 
     /// Against exact attention, on random inputs and on those of a file.
     fn approximation(&self, inputs: &Inputs<'_>, results: &Results) -> Result<Option<Approximation>, Error> {
-        let exact = Mechanism::by_name("exact").filter(|exact| exact.about().name != self.chosen.about().name);
-        let Some(exact) = exact else { return Ok(None) };
-        let distance = |inputs: &Inputs<'_>, o: View<'_>| -> Result<Option<Deviation>, Error> {
-            let rows = accuracy::sample(&Dims { queries: self.queries(), ..self.heads.dims });
-            let inputs = Inputs::new(inputs.q, inputs.k, inputs.v, inputs.sight);
-            let choices = exact.choose(&inputs, Pass::default(), self.par)?;
-            let oracle = exact.plan(&inputs, &choices, Pass::default())?.oracle();
-            Ok(accuracy::of_forward(oracle.as_ref(), o, &rows).map(Differences::deviation))
-        };
-        let here = distance(inputs, results.o.view("o")?)?;
+        if self.chosen.about().name == EXACT {
+            return Ok(None);
+        }
+        let here = self.distance(inputs, results.o.view("o")?)?;
         if self.source.captured.is_none() {
             return Ok(Some(Approximation { random: here, captured: None }));
         }
         let heads = self.source.random_heads(self.heads.dims.keys);
-        let random = self.inputs(&heads)?;
-        let mut o = self.results(&heads).o;
+        Ok(Some(Approximation { random: self.distance_of(&heads)?, captured: here }))
+    }
+
+    /// How far the mechanism is from exact attention on these inputs.
+    pub fn distance_of(&self, heads: &Heads) -> Result<Option<Deviation>, Error> {
+        let inputs = self.inputs(heads)?;
+        let mut o = self.results(heads).o;
         let mut output = Output { o: o.view_mut("o")?, lse: None };
-        self.chosen.mechanism.forward(&random, self.pass(), &mut output, self.par)?;
-        Ok(Some(Approximation { random: distance(&random, o.view("o")?)?, captured: here }))
+        self.chosen.mechanism.forward(&inputs, self.pass(), &mut output, self.par)?;
+        self.distance(&inputs, o.view("o")?)
+    }
+
+    /// How far some rows of `o` are from exact attention.
+    fn distance(&self, inputs: &Inputs<'_>, o: View<'_>) -> Result<Option<Deviation>, Error> {
+        let exact = Mechanism::by_name(EXACT).ok_or_else(|| Error::Combination("there is no exact attention".into()))?;
+        let rows = accuracy::sample(&Dims { queries: self.queries(), ..inputs.dims() });
+        let inputs = Inputs::new(inputs.q, inputs.k, inputs.v, inputs.sight);
+        let choices = exact.choose(&inputs, Pass::default(), self.par)?;
+        let oracle = exact.plan(&inputs, &choices, Pass::default())?.oracle();
+        Ok(accuracy::of_forward(oracle.as_ref(), o, &rows).map(Differences::deviation))
     }
 
     /// Speed means nothing if the results are wrong.

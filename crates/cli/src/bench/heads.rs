@@ -1,4 +1,5 @@
-//! What is attended to: random q, k, v with a few large logits, or those of a file, cut or tiled to a length.
+//! What is attended to: random q, k, v with a few large logits, or those of a file, cut or tiled to a length; and what
+//! mechanisms read beside them.
 
 use super::draw::Draw;
 use crate::failure::Failure;
@@ -17,6 +18,8 @@ const NOISE: f64 = 0.1;
 
 /// Tokens that share a centre of hidden states.
 const TOKENS_PER_CENTRE: usize = 8;
+/// Gated linear attention divides the logarithms of its gates by it.
+const GATE_TEMPERATURE: f32 = 16.0;
 /// A normal number is larger with a probability of one in ten.
 const ONE_IN_TEN: f32 = 1.281_551_6;
 
@@ -53,12 +56,34 @@ pub struct Heads {
     pub v: Tensor,
     /// `[B, H, N, Dv]`.
     pub d_o: Tensor,
-    /// Hidden states `[B, 1, N, H·Dk]` around one centre for every 8 tokens, with a little noise.
-    pub x: Tensor,
-    /// Types of keys `[B, G, N]`: one in ten global, the others window keys.
-    pub types: Vec<i64>,
+    /// Of the mechanisms that read more.
+    pub beside: Beside,
     /// Their sizes.
     pub dims: Dims,
+}
+
+/// What single mechanisms read, where one of them is measured.
+#[derive(Default)]
+pub struct Beside {
+    /// Hidden states `[B, 1, N, E]`: the file's, or around one centre for every 8 tokens, with a little noise.
+    pub x: Option<Tensor>,
+    /// Types of keys `[B, G, N]`: one in ten global, the others window keys.
+    pub types: Option<Vec<i64>>,
+    /// Logarithms of gates `[B, H, N, Dk]`: those of a sigmoid of normal numbers, over 16.
+    pub gates: Option<Tensor>,
+    /// Codewords `[1, G, S, Dk]`: keys of the first batch row, evenly spaced.
+    pub codebook: Option<Tensor>,
+    /// Codewords `[1, H, S, Dk]`: queries likewise.
+    pub codebook_q: Option<Tensor>,
+}
+
+/// Tensors beside q, k and v that are to be made, and how many codewords a codebook has.
+#[derive(Clone, Default)]
+pub struct Wanted {
+    /// Their names.
+    pub tensors: Vec<&'static str>,
+    /// Of keys and of queries.
+    pub codewords: [usize; 2],
 }
 
 /// Where inputs come from.
@@ -69,19 +94,21 @@ pub struct Source {
     pub float: Float,
     /// What they are made from if not from chance alone.
     pub captured: Option<Captured>,
+    /// What is made beside q, k and v.
+    pub wanted: Wanted,
     seed: u64,
 }
 
 impl Source {
     /// Random inputs.
     pub fn random(sizes: Sizes, float: Float, seed: u64) -> Self {
-        Source { sizes, float, captured: None, seed }
+        Source { sizes, float, captured: None, wanted: Wanted::default(), seed }
     }
 
     /// A file's.
     pub fn captured(captured: Captured, float: Option<Float>, seed: u64) -> Self {
         let float = float.unwrap_or(captured.float);
-        Source { sizes: captured.sizes, float, captured: Some(captured), seed }
+        Source { sizes: captured.sizes, float, captured: Some(captured), wanted: Wanted::default(), seed }
     }
 
     /// Inputs of this length.
@@ -108,18 +135,25 @@ impl Source {
     }
 
     fn captured_heads(&self, captured: &Captured, length: usize) -> Heads {
-        let rows = |which: usize| {
-            move |[bh, n]: [usize; 2], row: &mut [f32]| {
-                let Recorded { tensor, spread } = &captured.tensors[which];
-                let [.., tokens, width] = tensor.shape4();
-                let start = (bh * tokens + n % tokens) * width;
-                row.copy_from_slice(&tensor.as_f32()[start..start + width]);
-                if n >= tokens {
-                    Draw::new(self.seed, [which, bh, n]).add_normals(NOISE * spread, row);
-                }
+        let rows = |which: usize| self.tiled(&captured.tensors[which], which);
+        let mut heads = self.made(length, rows(0), rows(1), rows(2));
+        if let (Some(into), Some(x)) = (&mut heads.beside.x, &captured.x) {
+            let [batch, _, _, width] = x.tensor.shape4();
+            *into = filled(self.float, [batch, 1, length, width], self.tiled(x, 4));
+        }
+        heads
+    }
+
+    /// Rows of a file, again and again, with noise from the second time on.
+    fn tiled<'c>(&'c self, Recorded { tensor, spread }: &'c Recorded, name: usize) -> impl Row {
+        let [.., tokens, width] = tensor.shape4();
+        move |[bh, n]: [usize; 2], row: &mut [f32]| {
+            let start = (bh * tokens + n % tokens) * width;
+            row.copy_from_slice(&tensor.as_f32()[start..start + width]);
+            if n >= tokens {
+                Draw::new(self.seed, [name, bh, n]).add_normals(NOISE * spread, row);
             }
-        };
-        self.made(length, rows(0), rows(1), rows(2))
+        }
     }
 
     fn made(&self, length: usize, q: impl Row, k: impl Row, v: impl Row) -> Heads {
@@ -129,6 +163,20 @@ impl Source {
             row.fill(0.0);
             Draw::new(self.seed, [3, bh, n]).add_normals(1.0, row);
         };
+        let mut made = Heads {
+            q: filled(self.float, [batch, heads, length, dk], q),
+            k: filled(self.float, [batch, kv_heads, length, dk], k),
+            v: filled(self.float, [batch, kv_heads, length, dv], v),
+            d_o: filled(self.float, [batch, heads, length, dv], d_o),
+            beside: Beside::default(),
+            dims,
+        };
+        made.beside = self.beside(&made);
+        made
+    }
+
+    fn beside(&self, heads: &Heads) -> Beside {
+        let Dims { batch, heads: h, kv_heads, keys: length, dk, .. } = heads.dims;
         let centre = |[bh, n]: [usize; 2], row: &mut [f32]| {
             row.fill(0.0);
             Draw::new(self.seed, [4, bh, n % length.div_ceil(TOKENS_PER_CENTRE)]).add_normals(1.0, row);
@@ -139,16 +187,33 @@ impl Source {
             Draw::new(self.seed, [6, at / length, at % length]).add_normals(1.0, &mut chance);
             if chance[0] > ONE_IN_TEN { 0 } else { 2 }
         };
-        Heads {
-            x: filled(self.float, [batch, 1, length, heads * dk], centre),
-            types: (0..batch * kv_heads * length).map(kind).collect(),
-            q: filled(self.float, [batch, heads, length, dk], q),
-            k: filled(self.float, [batch, kv_heads, length, dk], k),
-            v: filled(self.float, [batch, kv_heads, length, dv], v),
-            d_o: filled(self.float, [batch, heads, length, dv], d_o),
-            dims,
+        let gate = |[bh, n]: [usize; 2], row: &mut [f32]| {
+            row.fill(0.0);
+            Draw::new(self.seed, [7, bh, n]).add_normals(1.0, row);
+            row.iter_mut().for_each(|x| *x = -(-*x).exp().ln_1p() / GATE_TEMPERATURE);
+        };
+        let wants = |tensor| self.wanted.tensors.contains(&tensor);
+        let [codewords, codewords_q] = self.wanted.codewords;
+        Beside {
+            x: wants("x").then(|| filled(self.float, [batch, 1, length, h * dk], centre)),
+            types: wants("types").then(|| (0..batch * kv_heads * length).map(kind).collect()),
+            gates: wants("gates").then(|| filled(self.float, [batch, h, length, dk], gate)),
+            codebook: wants("codebook").then(|| spaced(&heads.k, codewords)),
+            codebook_q: wants("codebook_q").then(|| spaced(&heads.q, codewords_q)),
         }
     }
+}
+
+/// Evenly spaced rows of the first batch row's heads, at most as many as there are, in f32.
+fn spaced(rows: &Tensor, count: usize) -> Tensor {
+    let [_, heads, tokens, width] = rows.shape4();
+    let count = count.min(tokens);
+    let view = rows.view("rows").expect("a tensor has its own shape");
+    let values: Vec<f64> = (0..heads * count * width)
+        .map(|i| [0, i / (count * width), i / width % count * tokens / count, i % width])
+        .map(|at| f64::from(view.at(at)))
+        .collect();
+    Tensor::rounded(Float::F32, &[1, heads, count, width], &values)
 }
 
 /// Writes the row of a head and token.
@@ -178,9 +243,11 @@ fn fill<T: Element>(values: &mut [T], [.., tokens, width]: [usize; 4], row: impl
     );
 }
 
-/// q, k, v of a file.
+/// q, k, v of a file, and hidden states where it has them.
 pub struct Captured {
     tensors: [Recorded; 3],
+    /// `[B, 1, N, E]`.
+    x: Option<Recorded>,
     sizes: Sizes,
     float: Float,
 }
@@ -193,7 +260,7 @@ struct Recorded {
 }
 
 impl Captured {
-    /// Reads q, k, v.
+    /// Reads q, k, v and x.
     pub fn read(archive: &Archive) -> Result<Self, Failure> {
         let path = archive.path().display().to_string();
         let names = ["q", "k", "v"];
@@ -209,7 +276,8 @@ impl Captured {
         if let Some(name) = names.iter().zip(&tensors).find_map(|(name, recorded)| recorded.tensor.shape.contains(&0).then_some(name)) {
             return Err(archive.refuse(name, "is empty; there is nothing to measure on"));
         }
-        Ok(Captured { tensors, sizes, float: if float == Float::F64 { Float::F32 } else { float } })
+        let x = archive.entry("x").map(|_| hidden_states(archive, float, &tensors[1].tensor)).transpose()?;
+        Ok(Captured { tensors, x, sizes, float: if float == Float::F64 { Float::F32 } else { float } })
     }
 
     /// Tokens it has.
@@ -221,6 +289,18 @@ impl Captured {
     pub fn is_repeated_at(&self, length: usize) -> bool {
         self.tensors.iter().any(|recorded| recorded.tensor.shape[2] < length)
     }
+}
+
+/// x as `[B, 1, N, E]`.
+fn hidden_states(archive: &Archive, float: Float, k: &Tensor) -> Result<Recorded, Failure> {
+    archive.float("x", &[float, Float::F32])?;
+    let mut x = archive.finite("x", false)?;
+    let [batch, _, tokens, _] = k.shape4();
+    match x.shape[..] {
+        [b, n, width] if [b, n] == [batch, tokens] && width > 0 => x.shape = vec![b, 1, n, width],
+        _ => return Err(archive.refuse("x", &format!("has shape {:?}, expected [{batch}, {tokens}, E]", x.shape))),
+    }
+    Ok(Recorded::new(x))
 }
 
 fn checked([q, k, v]: &[Recorded; 3]) -> Result<Sizes, Error> {

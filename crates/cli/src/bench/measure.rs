@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How long a call is repeated before it counts: an idle processor may take tens of milliseconds to be woken.
 const WARM: Duration = Duration::from_millis(50);
+/// A first call this long counts as a run: what is cold at its beginning is little of it.
+const LONG: Duration = Duration::from_secs(2);
 
 /// What a call took.
 pub struct Timing {
@@ -19,6 +21,11 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// One run of so many seconds, whose memory is not known.
+    pub fn once(seconds: f64) -> Self {
+        Timing { seconds: vec![seconds], extra_bytes: None }
+    }
+
     /// The middle run, or the mean of the two in the middle.
     pub fn median(&self) -> f64 {
         let middle = self.seconds.len() / 2;
@@ -53,7 +60,10 @@ pub fn measure(
             call()?;
         }
         let mut seconds = Vec::with_capacity(runs);
-        for _ in 0..runs {
+        if start.elapsed() >= LONG && evictor.is_none() {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        for _ in seconds.len()..runs {
             if let Some(evictor) = evictor {
                 evictor.evict();
             }

@@ -5,23 +5,23 @@ mod case;
 mod draw;
 mod heads;
 mod measure;
+mod plan;
 mod record;
+mod sweep;
 
 use crate::arguments::{Execution, Json, count};
 use crate::chosen::{Chosen, Setting};
 use crate::failure::{Failure, warn};
 use crate::files::Archive;
-use crate::memory;
-use crate::output::{self, JsonTarget};
+use crate::output::{self, Draft, JsonTarget};
 use crate::tensor::Float;
-use case::{Case, Phase};
+use case::Phase;
 use clap::{Args, ValueEnum};
 use heads::{Captured, Sizes, Source};
-use indicatif::{ProgressBar, ProgressStyle};
-use measure::Evictor;
+use plan::{Plan, is_measured};
 use record::{Machine, Record};
-use regard_core::Par;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Measure speed, memory and error of mechanisms on this machine
@@ -32,7 +32,8 @@ LENGTH keys that no cache holds. Errors are those of sampled rows against the me
 
 Examples:
   regard bench                           the whole table: exact and local, every pass, causal, 512 to 16k tokens
-  regard bench --mechanism local --set window=512 --length 4k,16k --causal --json bench.json"
+  regard bench --mechanism local --set window=512 --length 4k,16k --causal --json bench.json
+  regard bench --sweep --csv sweep.csv   every mechanism, forward and backward, causal and not, 1k to 256k tokens"
 )]
 pub struct Bench {
     /// Mechanisms; exact and local by default
@@ -71,6 +72,12 @@ pub struct Bench {
     /// Measure on q, k, v of a safetensors file in place of random ones
     #[arg(long, value_name = "FILE", conflicts_with_all = ["batch", "heads", "kv_heads", "head_dim"])]
     tensors: Option<PathBuf>,
+    /// All mechanisms over 1k to 256k tokens, or what a YAML file says
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["mechanism", "pass", "length", "batch", "heads", "kv_heads", "head_dim", "dtype", "causal", "runs", "set", "tensors"])]
+    sweep: Option<Option<PathBuf>>,
+    /// Write a row for every measurement to FILE
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
     /// Seed of whatever is random
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -80,8 +87,9 @@ pub struct Bench {
     json: Json,
 }
 
+/// How tensors are stored.
 #[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
+pub enum Dtype {
     F32,
     Bf16,
     F16,
@@ -141,47 +149,24 @@ impl Bench {
         for chosen in chosen.iter().filter(|chosen| phases.iter().any(|&phase| !is_measured(chosen, phase))) {
             warn(&format!("{} needs as many queries as keys: its decoding is not measured", chosen.about().name));
         }
-        Ok(Plan { chosen, phases, lengths, source, causal, runs: self.runs })
-    }
-}
-
-/// What is measured.
-struct Plan {
-    chosen: Vec<Chosen>,
-    phases: Vec<Phase>,
-    lengths: Vec<usize>,
-    source: Source,
-    causal: bool,
-    runs: Option<usize>,
-}
-
-impl Plan {
-    fn runs(&self, length: usize) -> usize {
-        self.runs.unwrap_or(match length {
-            0..=4096 => 5,
-            4097..=8192 => 2,
-            _ => 1,
-        })
-    }
-
-    /// Refuses lengths whose tensors, results and definition do not fit into memory.
-    fn check_room(&self) -> Result<(), Failure> {
-        let longest = self.lengths.iter().copied().max().unwrap_or_default();
-        let Sizes { batch, heads, kv_heads, dk, dv } = self.source.sizes;
-        let row = (heads * (dk + dv) + kv_heads * (dk + dv)) as f64;
-        let stored = 2 * self.source.float.bytes() + size_of::<f64>();
-        let evictor = if self.phases.contains(&Phase::Decode) { Evictor::BYTES as f64 } else { 0.0 };
-        memory::check_room(batch as f64 * longest as f64 * row * stored as f64 + evictor, &format!("--length {longest}"))
+        let forms = vec![causal];
+        let mut plan = Plan { chosen, phases, lengths, forms, source, captured: None, runs: self.runs, extrapolate: BTreeMap::new() };
+        plan.want();
+        Ok(plan)
     }
 }
 
 /// Measures and reports.
 pub fn run(bench: &Bench) -> Result<(), Failure> {
-    let plan = bench.plan()?;
+    let plan = match &bench.sweep {
+        Some(path) => sweep::plan(path.as_deref())?,
+        None => bench.plan()?,
+    };
     let target = JsonTarget::new(bench.json.path())?;
+    let csv = bench.csv.as_deref().map(Draft::beside).transpose()?;
     plan.check_room()?;
     let par = bench.execution.par()?;
-    let bar = progress(&plan);
+    let bar = plan.progress();
     bar.set_message("the machine's ceilings");
     let machine = Machine::measured(par);
     let table = target.leaves_stdout();
@@ -189,44 +174,10 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
         bar.suspend(|| output::print(&machine.heading()))?;
     }
     let report = |record: &Record| if table { bar.suspend(|| output::print(&record.row())) } else { Ok(()) };
-    let records = measure_all(&plan, &machine, par, &bar, report)?;
+    let records = plan.measure(&machine, par, &bar, report)?;
     bar.finish_and_clear();
-    target.write(&json!({ "schema": "regard/bench/1", "machine": machine, "results": records }))
-}
-
-fn progress(plan: &Plan) -> ProgressBar {
-    let cases = plan.chosen.iter().flat_map(|chosen| plan.phases.iter().filter(|&&phase| is_measured(chosen, phase)));
-    let bar = ProgressBar::new((plan.lengths.len() * cases.count()) as u64);
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// A mechanism that needs as many queries as keys has no pass of one query over many keys: it decodes by its state.
-fn is_measured(chosen: &Chosen, phase: Phase) -> bool {
-    phase != Phase::Decode || !chosen.about().square
-}
-
-fn measure_all(
-    plan: &Plan,
-    machine: &Machine,
-    par: Par,
-    bar: &ProgressBar,
-    report: impl Fn(&Record) -> Result<(), Failure>,
-) -> Result<Vec<Record>, Failure> {
-    let mut records = Vec::new();
-    let evictor = plan.phases.contains(&Phase::Decode).then(Evictor::new);
-    for &length in &plan.lengths {
-        let heads = plan.source.heads(length);
-        for chosen in &plan.chosen {
-            for &phase in plan.phases.iter().filter(|&&phase| is_measured(chosen, phase)) {
-                bar.set_message(format!("{} {} at {length}", chosen.about().name, phase.name()));
-                let case = Case { chosen, phase, source: &plan.source, heads: &heads, causal: plan.causal, par };
-                let record = case.measured(plan.runs(length), evictor.as_ref(), machine)?;
-                report(&record)?;
-                records.push(record);
-                bar.inc(1);
-            }
-        }
+    if let Some(csv) = csv {
+        csv.finish(|file| record::write_csv(&records, file))?;
     }
-    Ok(records)
+    target.write(&json!({ "schema": "regard/bench/1", "machine": machine, "results": records }))
 }

@@ -8,6 +8,7 @@ use regard_core::Par;
 use regard_core::simd::ceiling;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::io;
 
 /// What was measured on, and its ceilings.
 #[derive(Serialize)]
@@ -83,6 +84,9 @@ pub struct Record {
     pub extra_bytes: Option<usize>,
     pub error: Option<Deviation>,
     pub approximation: Option<Approximation>,
+    /// The length that was measured, where time was reckoned and not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extrapolated_from: Option<usize>,
 }
 
 /// Distance from exact attention.
@@ -93,6 +97,38 @@ pub struct Approximation {
 }
 
 impl Record {
+    fn cells(&self) -> [String; COLUMNS.len()] {
+        fn known<T: ToString>(x: Option<T>) -> String {
+            x.map_or_else(String::new, |x| x.to_string())
+        }
+        let relative = |deviation: Option<Deviation>| known(deviation.and_then(|deviation| deviation.rel_l2));
+        let approximation = |of: fn(&Approximation) -> Option<Deviation>| relative(self.approximation.as_ref().and_then(of));
+        [
+            self.mechanism.to_owned(),
+            self.pass.to_owned(),
+            self.dtype.to_owned(),
+            self.causal.to_string(),
+            self.batch.to_string(),
+            self.heads.to_string(),
+            self.kv_heads.to_string(),
+            self.head_dim.to_string(),
+            self.length.to_string(),
+            Value::Object(self.options.clone()).to_string(),
+            self.median_s.to_string(),
+            self.min_s.to_string(),
+            self.runs.to_string(),
+            self.gflops.to_string(),
+            known(self.gbps),
+            self.ceiling_fraction.to_string(),
+            known(self.extra_bytes),
+            known(self.error.map(|error| error.max_abs)),
+            relative(self.error),
+            approximation(|of| of.random),
+            approximation(|of| of.captured),
+            known(self.extrapolated_from),
+        ]
+    }
+
     /// Its row of the table.
     pub fn row(&self) -> String {
         let unknown = || "-".to_owned();
@@ -109,6 +145,42 @@ impl Record {
             &self.error.and_then(|error| error.rel_l2).map_or_else(unknown, |error| format!("{error:.1e}")),
         ])
     }
+}
+
+/// The columns of [`write_csv`].
+const COLUMNS: [&str; 22] = [
+    "mechanism",
+    "pass",
+    "dtype",
+    "causal",
+    "batch",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "length",
+    "options",
+    "median_s",
+    "min_s",
+    "runs",
+    "gflops",
+    "gbps",
+    "ceiling_fraction",
+    "extra_bytes",
+    "error_max_abs",
+    "error_rel_l2",
+    "random_rel_l2",
+    "captured_rel_l2",
+    "extrapolated_from",
+]; // fmt
+
+/// A row for every measurement; what is unknown is empty.
+pub fn write_csv(records: &[Record], into: impl io::Write) -> io::Result<()> {
+    let mut writer = csv::Writer::from_writer(into);
+    writer.write_record(COLUMNS)?;
+    for record in records {
+        writer.write_record(record.cells())?;
+    }
+    writer.flush()
 }
 
 fn row([mechanism, pass, length, median, speed, ceiling, memory, largest, relative]: [&str; 9]) -> String {
