@@ -18,6 +18,8 @@ struct Definition {
     causal: bool,
     hashed: Hashed,
     scale: f64,
+    /// Whether weights are exp(s - lse).
+    by_lse: bool,
 }
 
 pub(super) fn oracle(ground: &Ground<'_>, hashed: &Hashed) -> Box<dyn Oracle> {
@@ -29,6 +31,7 @@ pub(super) fn oracle(ground: &Ground<'_>, hashed: &Hashed) -> Box<dyn Oracle> {
         causal: ground.causal,
         hashed: hashed.clone(),
         scale: ground.config.scale.map_or_else(|| 1.0 / (problem.dims.dk as f64).sqrt(), f64::from),
+        by_lse: false,
     };
     let leaves = [("q", &problem.q), ("k", &problem.k), ("v", &problem.v)].map(|(name, view)| (name, widened(view)));
     Box::new(Judged::new(definition, leaves.into()))
@@ -134,7 +137,11 @@ impl Definition {
         let largest = scores.iter().fold(T::from_f64(f64::NEG_INFINITY), |max, &s| if s > max { s } else { max }).constant();
         let weights: Vec<T> = scores.iter().map(|&s| (s - largest).exp()).collect();
         let sum = weights.iter().fold(T::from_f64(0.0), |sum, &weight| sum + weight);
-        (weights, sum, largest + sum.ln())
+        let lse = largest + sum.ln();
+        if self.by_lse {
+            return (scores.iter().map(|&s| (s - lse).exp()).collect(), T::from_f64(1.0), lse);
+        }
+        (weights, sum, lse)
     }
 
     /// Channel `d` of the values of what is seen.
@@ -174,6 +181,10 @@ impl Formula for Definition {
             }
         }
         (o, Some(lse))
+    }
+
+    fn by_lse(&self) -> Option<Self> {
+        Some(Definition { by_lse: true, ..self.clone() })
     }
 
     fn refine(&mut self, option: &str, value: f64) {
