@@ -21,6 +21,7 @@ mod cluster;
 mod definition;
 mod error;
 pub mod exact;
+mod hash;
 mod intervals;
 pub mod mechanism;
 pub mod oracle;

@@ -74,6 +74,8 @@ impl Config for Exact {
         square: false,
         traces: &["lse", "received"],
         limit: Some(Limit { options: &[], tensors: &[] }),
+        steps_are_exact: false,
+        trial: &[],
     };
 
     type Choices = ();

@@ -44,6 +44,8 @@ impl Config for Local {
         square: false,
         traces: &["lse", "received"],
         limit: Some(Limit { options: &[("window", "1000000")], tensors: &[] }),
+        steps_are_exact: false,
+        trial: &[],
     };
 
     type Choices = ();

@@ -25,6 +25,7 @@
 mod cache;
 pub mod clustered;
 mod exact;
+pub mod hyper;
 mod local;
 mod memory;
 mod nats;
@@ -33,6 +34,7 @@ mod owned;
 
 pub use clustered::Clustered;
 pub use exact::Exact;
+pub use hyper::Hyper;
 pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
 pub use nats::Nats;
@@ -95,6 +97,10 @@ pub struct About {
     pub traces: &'static [&'static str],
     /// Where it is exact attention, if it is anywhere.
     pub limit: Option<Limit>,
+    /// Whether a step is exact attention over all tokens so far, whatever the parallel form leaves out.
+    pub steps_are_exact: bool,
+    /// Options under which it does on a few tokens what it does on many by default: every suite that walks the list starts from them.
+    pub trial: &'static [(&'static str, &'static str)],
 }
 
 /// Everything a mechanism may read. `sight` holds the caller's rules (causal, lengths, offsets, spans, positions,
@@ -465,7 +471,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Nats, Clustered);
+mechanisms!(Exact, Local, Nats, Clustered, Hyper);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.

@@ -104,6 +104,12 @@ pub trait Formula: Clone + Send + Sync {
     /// `o [B, H, N, Dv]`, and `lse [B, H, N]` where there is one.
     fn evaluate<T: Real>(&self, leaves: &Leaves<T>) -> (Vec<T>, Option<Vec<T>>);
 
+    /// The same with weights as exp(s - lse), which is how a backward pass has them from what was saved, where it has that form: the error
+    /// of a plain implementation is the larger one.
+    fn by_lse(&self) -> Option<Self> {
+        None
+    }
+
     /// See [`Oracle::received`].
     fn received(&self, leaves: &Leaves<f64>) -> Option<Vec<f64>> {
         let _ = leaves;
@@ -156,10 +162,10 @@ impl<F: Formula> Judged<F> {
         Judged { formula, leaves: Leaves { names, values } }
     }
 
-    fn run<const SINGLE: bool>(&self, d_o: Option<&[f64]>, storage: Storage) -> Vec<Defined> {
+    fn run<const SINGLE: bool>(&self, formula: &F, d_o: Option<&[f64]>, storage: Storage) -> Vec<Defined> {
         let names = self.leaves.names.clone();
         let leaves: Vec<&[f64]> = self.leaves.values.iter().map(Vec::as_slice).collect();
-        let evaluate = |values: Vec<Vec<Var<SINGLE>>>| self.formula.evaluate(&Leaves { names: names.clone(), values });
+        let evaluate = |values: Vec<Vec<Var<SINGLE>>>| formula.evaluate(&Leaves { names: names.clone(), values });
         tape::store_outputs_in(storage);
         let (o, log_sums, gradients) = tape::gradients(&leaves, evaluate, d_o);
         let round = |x: f64| if SINGLE { f64::from(storage.rounding()(x as f32)) } else { x };
@@ -187,11 +193,12 @@ impl<F: Formula> Oracle for Judged<F> {
     }
 
     fn truth(&self, d_o: Option<&[f64]>) -> Vec<Defined> {
-        self.run::<false>(d_o, Storage::F32)
+        self.run::<false>(&self.formula, d_o, Storage::F32)
     }
 
     fn plain(&self, d_o: Option<&[f64]>, storage: Storage) -> Vec<Vec<Defined>> {
-        vec![self.run::<true>(d_o, storage)]
+        let by_lse = self.formula.by_lse();
+        std::iter::once(&self.formula).chain(&by_lse).map(|formula| self.run::<true>(formula, d_o, storage)).collect()
     }
 
     fn received(&self) -> Option<Vec<f64>> {

@@ -46,7 +46,7 @@ impl Setting {
     }
 }
 
-/// Every mechanism in every form with defaults, on each set of tensors that it runs with.
+/// Every mechanism in every form with its options of trial, on each set of tensors that it runs with.
 pub fn plain_settings() -> Vec<Setting> {
     let of = |about: &'static About| {
         let forms: &[bool] = match about.causality {
@@ -55,12 +55,15 @@ pub fn plain_settings() -> Vec<Setting> {
             Causality::Never => &[false],
         };
         forms.iter().flat_map(move |&causal| {
-            about.needs.iter().map(move |set| Setting {
-                mechanism: Mechanism::by_name(about.name).expect("the list knows its names"),
-                options: Vec::new(),
-                causal,
-                tensors: set.to_vec(),
-                storage: Storage::F32,
+            about.needs.iter().map(move |set| {
+                let plain = Setting {
+                    mechanism: Mechanism::by_name(about.name).expect("the list knows its names"),
+                    options: Vec::new(),
+                    causal,
+                    tensors: set.to_vec(),
+                    storage: Storage::F32,
+                };
+                about.trial.iter().fold(plain, |setting, &(name, value)| setting.with(name, value))
             })
         })
     };

@@ -112,6 +112,14 @@ fn gradients_of_definitions_are_their_differences() {
     tally.report("differences", everyone());
 }
 
+/// The same call of exact attention.
+fn as_exact(case: &Case) -> Case {
+    let exact = Mechanism::by_name("exact").expect("it is there");
+    let scaled = case.setting.options.iter().find(|(name, _)| *name == "scale");
+    let setting = Setting { mechanism: exact, tensors: Vec::new(), options: Vec::new(), ..case.setting.clone() };
+    Case { setting: scaled.iter().fold(setting, |setting, (name, value)| setting.with(name, value)), ..case.clone() }
+}
+
 #[test]
 fn at_its_limit_every_mechanism_is_exact_attention() {
     let mut tally = Tally::default();
@@ -126,8 +134,7 @@ fn at_its_limit_every_mechanism_is_exact_attention() {
             assert_eq!(*tensor, "types", "a tensor of integers that this suite can fill");
             case.types.fill(*value);
         }
-        let exact = Setting { mechanism: Mechanism::by_name("exact").expect("it is there"), tensors: Vec::new(), ..setting.clone() };
-        let judged = Case { setting: exact, ..case.clone() };
+        let judged = as_exact(&case);
         let judge = judged.judge(&judged.choose());
         let found = case.run(&case.choose(), Par::default());
         let kept = Found { tensors: found.tensors.into_iter().filter(|(name, _)| ["o", "lse", "dq", "dk", "dv"].contains(name)).collect() };
@@ -340,7 +347,8 @@ fn step_by_step_is_the_parallel_form() {
         let dropless = setting.options.iter().all(|(name, _)| *name != "dropout");
         for first in [0, 1, 40].into_iter().filter(|_| dropless) {
             let case = Case::draw(&setting, dims(1, [4, 2], [90, 90], [8, 5]), 3000 + at as u64);
-            let judge = Judge::forward_of(&case.judge(&case.choose()));
+            let defined = if setting.about().steps_are_exact { as_exact(&case) } else { case.clone() };
+            let judge = Judge::forward_of(&defined.judge(&defined.choose()));
             let mut state = start.clone();
             state.prefill(&Slice::of(&case, 0, first).tokens(&setting)).unwrap_or_else(|error| panic!("{error}: {}", case.name()));
             let (mut o, mut lse) = (vec![f64::NAN; 4 * 90 * 5], vec![f64::NAN; 4 * 90]);

@@ -145,6 +145,8 @@ impl Config for Clustered {
         square: true,
         traces: &["lse", "assignment", "sizes", "representatives"],
         limit: Some(Limit { options: &[("threshold", "2")], tensors: &[] }),
+        steps_are_exact: false,
+        trial: &[],
     };
     type Choices = Chosen;
     type Plan<'a> = Grouped<'a>;

@@ -130,6 +130,8 @@ impl Config for Nats {
         square: false,
         traces: &["lse", "received", "until", "types"],
         limit: Some(Limit { options: &[], tensors: &[("types", GLOBAL)] }),
+        steps_are_exact: false,
+        trial: &[],
     };
     type Choices = Chosen;
     type Plan<'a> = Typed<'a>;
