@@ -38,18 +38,26 @@ impl TypeProjection {
         Ok(logits.reshape([batch, n, heads, TYPES]).swap_dims(1, 2))
     }
 
-    /// Attention whose keys have the types of these hidden states, `[B, M, E]`; with noise where its pass is one of training.
+    /// The logits that choose, `[B, G, M, 3]` of hidden states `[B, M, E]`: with noise where this attention's pass is one of training.
+    ///
+    /// # Errors
+    /// If the width is another.
+    pub fn noisy_logits(&self, x: Tensor<3>, how: &Attention) -> Result<Tensor<4>, Error> {
+        let logits = self.logits(x)?;
+        if !how.rules.pass().training {
+            return Ok(logits);
+        }
+        let noise = noise(how, logits.dims());
+        Ok(logits.clone() + Tensor::<4>::from_data(TensorData::new(noise, logits.dims()), &logits.device()).cast(logits.dtype()))
+    }
+
+    /// Attention whose keys have the types of these hidden states, `[B, M, E]`.
     ///
     /// # Errors
     /// If the width is another.
     pub fn attention(&self, x: Tensor<3>, how: Attention) -> Result<Attention, Error> {
-        let logits = self.logits(x)?;
-        if !how.rules.pass().training {
-            return Ok(how.type_logits(logits));
-        }
-        let noise = noise(&how, logits.dims());
-        let noise = Tensor::<4>::from_data(TensorData::new(noise, logits.dims()), &logits.device()).cast(logits.dtype());
-        Ok(how.type_logits(logits + noise))
+        let logits = self.noisy_logits(x, &how)?;
+        Ok(how.type_logits(logits))
     }
 }
 
