@@ -19,7 +19,7 @@ Writes `clustered/NAME.safetensors`, one file per case, with
   on cosines, expected_dx expected_dthreshold; expected_assignment expected_sizes expected_representatives as traces;
 * options, as strings in the file's metadata, with causal and training beside those of the mechanism.
 
-Every float is stored as float64; the inputs are exact in float32, and no choice is so close that float32 would decide otherwise.
+Every float is stored as float64; inputs and options that are computed with are exact in float32, and no choice is so close that float32 would decide otherwise.
 
     pip install torch numpy safetensors
     python golden/clustered.py            # writes the files
@@ -227,7 +227,7 @@ def soft(draw):
 def keys(draw):
     """Each kv head clusters its own keys; blends of two."""
     tensors = draw.qkv(1, 4, 22, 22, kv_heads=2, d=6)
-    return tensors | {"k": kinds(draw, 1, 2, 22, 6)}, {"threshold": 0.8, "metric": "keys", "soft": 2, "temperature": 0.3}
+    return tensors | {"k": kinds(draw, 1, 2, 22, 6)}, {"threshold": 0.8, "metric": "keys", "soft": 2, "temperature": 0.3125}
 
 
 def gates(draw):

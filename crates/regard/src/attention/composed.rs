@@ -27,7 +27,7 @@ fn elsewhere(name: &str) -> Error {
 
 pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
     Tally::add(|tally| tally.composed += 1);
-    let host = Host::new(how, [&q, &k], Some(v.dims()), Scores::Shapes)?;
+    let host = Host::new(how, [&q, &k], Some(v.dims()), Scores::Shapes);
     host.plan(|name, plan| {
         let dtype = q.dtype();
         let o = match plan.composition().ok_or_else(|| elsewhere(name))? {
@@ -45,7 +45,7 @@ pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Te
 /// The score of every key, `[B, M]`: see [`crate::reduce::received_score`]. In f32, or in f64 as q is.
 pub(crate) fn score(q: Tensor<4>, k: Tensor<4>, how: &Attention) -> Result<Tensor<2>, Error> {
     Tally::add(|tally| tally.composed += 1);
-    let host = Host::new(how, [&q, &k], None, Scores::Values)?;
+    let host = Host::new(how, [&q, &k], None, Scores::Values);
     host.plan(|name, plan| {
         let missing = || regard_core::Error::Combination(format!("{name} has no received attention"));
         let problem = plan.problem().ok_or_else(missing)?;

@@ -56,7 +56,7 @@ pub(super) enum Scores {
 
 impl<'a> Host<'a> {
     /// `v`: its shape, where there is one; else that of one value for every key.
-    pub(super) fn new(how: &'a Attention, [q, k]: [&Tensor<4>; 2], v: Option<[usize; 4]>, scores: Scores) -> Result<Self, Error> {
+    pub(super) fn new(how: &'a Attention, [q, k]: [&Tensor<4>; 2], v: Option<[usize; 4]>, scores: Scores) -> Self {
         let [batch, kv_heads, keys, _] = k.dims();
         let flat = |x: &Tensor<3>| match scores {
             Scores::Values => Read::new(x).values,
@@ -75,7 +75,7 @@ impl<'a> Host<'a> {
             Scores::Values => Read::new(x),
             Scores::Shapes => Read { values: Vec::new(), shape: x.dims() },
         };
-        Ok(Host {
+        Host {
             how,
             shapes: [q.dims(), k.dims(), v.unwrap_or([batch, kv_heads, keys, 1])],
             key_bias: how.key_bias.as_ref().map(flat),
@@ -85,7 +85,7 @@ impl<'a> Host<'a> {
             threshold: how.learned.threshold.as_ref().map(|x| Read::new(x).values),
             x: how.learned.x.as_ref().filter(|_| compares).map(Read::new),
             k: compares.then(|| Read::new(k)),
-        })
+        }
     }
 
     fn inputs(&self) -> Result<Inputs<'_>, Error> {

@@ -12,49 +12,63 @@ use std::ops::Range;
 
 /// `[B, H, N, Dv]`, in f32, or in f64 as q is.
 pub(super) fn attention(merging: &Merging<'_>, how: &Attention, [q, k, v]: [Tensor<4>; 3]) -> Tensor<4> {
-    let device = q.device();
     let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let ([batch, heads, tokens, _], [.., width]) = (q.dims(), v.dims());
     let compared = match (merging.config.metric, &how.learned.x) {
         (Metric::Hidden, Some(x)) => x.clone().unsqueeze_dim::<4>(1),
         _ => k.clone(),
     };
+    let ([batch, heads, tokens, _], [.., width]) = (q.dims(), v.dims());
+    let device = q.device();
     let [q, k, v, compared] = [q, k, v, compared].map(|x| x.cast(dtype));
     let threshold = how.learned.threshold.clone().map(|threshold| threshold.cast(dtype));
-    let zeros = |heads: usize, rows: usize| Tensor::<3>::zeros([heads, rows, width], (&device, dtype));
-    let batch_rows = (0..batch).map(|b| {
-        // Sequences side by side, and padding between them.
+    let call = Call { merging, q, k, v, compared, threshold };
+    let rows: Vec<Tensor<3>> = (0..batch).map(|b| call.batch_row(b)).collect();
+    if rows.is_empty() { Tensor::zeros([0, heads, tokens, width], (&device, dtype)) } else { Tensor::stack(rows, 0) }
+}
+
+/// Tensors of a call.
+struct Call<'a> {
+    merging: &'a Merging<'a>,
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    /// `[B, C, N, E]`.
+    compared: Tensor<4>,
+    threshold: Option<Tensor<1>>,
+}
+
+impl Call<'_> {
+    /// Sequences side by side and zeros between them, `[H, N, Dv]`.
+    fn batch_row(&self, b: usize) -> Tensor<3> {
+        let [[_, heads, tokens, _], [.., width]] = [self.q.dims(), self.v.dims()];
+        let zeros = |rows: usize| Tensor::zeros([heads, rows, width], (&self.q.device(), self.q.dtype()));
+        let sets: Vec<&Set<'_>> = self.merging.sets.iter().filter(|set| set.batch == b && !set.rows.is_empty()).collect();
         let (mut parts, mut end) = (Vec::new(), 0);
-        for sets in
-            merging.sets.iter().filter(|set| set.batch == b && !set.rows.is_empty()).collect::<Vec<_>>().chunk_by(|a, b| a.rows == b.rows)
-        {
-            let rows = sets[0].rows.clone();
-            parts.extend((rows.start > end).then(|| zeros(heads, rows.start - end)));
-            let of = |set: &&Set<'_>| {
-                let part = |x: &Tensor<4>, heads: &Range<usize>| {
-                    let x = x.clone().slice([b..b + 1, heads.clone(), rows.clone()]);
-                    x.squeeze_dim::<3>(0)
-                };
-                let head = set.compared..set.compared + 1;
-                let group = Group {
-                    merging,
-                    set,
-                    q: part(&q, &set.heads),
-                    k: part(&k, &set.kv_heads),
-                    v: part(&v, &set.kv_heads),
-                    compared: part(&compared, &head).squeeze_dim(0),
-                    threshold: threshold.clone().map(|threshold| threshold.slice([set.heads.clone()])),
-                };
-                if merging.causal { group.causal() } else { group.bidirectional() }
-            };
-            parts.push(Tensor::cat(sets.iter().map(of).collect(), 0));
+        for sets in sets.chunk_by(|a, b| a.rows == b.rows) {
+            let rows = &sets[0].rows;
+            parts.extend((rows.start > end).then(|| zeros(rows.start - end)));
+            parts.push(Tensor::cat(sets.iter().map(|set| self.group(set).attention()).collect(), 0));
             end = rows.end;
         }
-        parts.extend((end < tokens).then(|| zeros(heads, tokens - end)));
-        if parts.is_empty() { zeros(heads, 0) } else { Tensor::cat(parts, 1) }
-    });
-    let rows: Vec<Tensor<3>> = batch_rows.collect();
-    if rows.is_empty() { Tensor::zeros([0, heads, tokens, width], (&device, dtype)) } else { Tensor::stack(rows, 0) }
+        parts.extend((end < tokens || parts.is_empty()).then(|| zeros(tokens - end)));
+        Tensor::cat(parts, 1)
+    }
+
+    fn group<'s>(&'s self, set: &'s Set<'s>) -> Group<'s> {
+        let part = |x: &Tensor<4>, heads: &Range<usize>| {
+            let x = x.clone().slice([set.batch..set.batch + 1, heads.clone(), set.rows.clone()]);
+            x.squeeze_dim::<3>(0)
+        };
+        Group {
+            merging: self.merging,
+            set,
+            q: part(&self.q, &set.heads),
+            k: part(&self.k, &set.kv_heads),
+            v: part(&self.v, &set.kv_heads),
+            compared: part(&self.compared, &(set.compared..set.compared + 1)).squeeze_dim(0),
+            threshold: self.threshold.clone().map(|threshold| threshold.slice([set.heads.clone()])),
+        }
+    }
 }
 
 /// One set of one sequence: q `[h, n, Dk]`, k `[g, n, Dk]`, v `[g, n, Dv]`, what tokens are compared by `[n, E]`.
@@ -82,6 +96,11 @@ fn indices(values: impl Iterator<Item = u32>, device: &Device) -> Tensor<1, Int>
 }
 
 impl Group<'_> {
+    /// `[h, n, Dv]`.
+    fn attention(&self) -> Tensor<3> {
+        if self.merging.causal { self.causal() } else { self.bidirectional() }
+    }
+
     fn device(&self) -> Device {
         self.q.device()
     }

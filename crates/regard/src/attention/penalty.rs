@@ -34,7 +34,7 @@ use regard_core::{Par, mechanism};
 /// If the mechanism learns nothing of that kind, lacks an option, or a shape does not fit.
 pub fn penalty(q: &Tensor<4>, k: &Tensor<4>, how: &Attention, weight: f32) -> Result<Tensor<1>, Error> {
     how.check([q, k, k])?;
-    let host = Host::new(how, [q, k], None, Scores::Shapes)?;
+    let host = Host::new(how, [q, k], None, Scores::Shapes);
     let mechanism::Penalty { value, dtype_logits, dthreshold } = host.plan(|_, plan| Ok(plan.penalty(weight, Par::default())?))?;
     let mut sum = Tensor::<1>::full([1], value, (&q.device(), DType::F32));
     if let (Some(logits), Some(slopes)) = (&how.learned.type_logits, dtype_logits) {
