@@ -443,3 +443,128 @@ fn rules_that_would_be_ignored_are_refused() {
     let wrong = Tokens { types: Some(&[0, 1, 9, 0, 0]), ..tokens };
     says(&by_queries.prefill(&wrong).unwrap_err().to_string(), "9 at");
 }
+
+const TRAINING: Pass = Pass { training: true, seed: 0, step: 0 };
+
+/// `Σ M_ij / Σ_{j ≤ i} 1` by its formula, for types that need not be hard, and queries at these positions.
+fn visible_share(types: &[[f64; 3]], positions: std::ops::Range<i64>, window: i64) -> Option<f64> {
+    let (mut visible, mut all) = (0.0, 0.0);
+    for i in positions {
+        for j in (0..types.len()).filter(|&j| j as i64 <= i) {
+            let [global, local, near] = types[j];
+            let survives: f64 = types[j..types.len().min(i as usize)].iter().map(|kind| 1.0 - kind[0]).product();
+            visible += global + local * survives + if i - j as i64 <= window { near } else { 0.0 };
+            all += 1.0;
+        }
+    }
+    (all > 0.0).then(|| visible / all)
+}
+
+fn softmax(logits: [f64; 3]) -> [f64; 3] {
+    let exponentials = logits.map(f64::exp);
+    exponentials.map(|x| x / exponentials.iter().sum::<f64>())
+}
+
+/// One sequence of one kv head: where its logits are, and where its queries stand.
+struct Stretch {
+    keys: std::ops::Range<usize>,
+    positions: std::ops::Range<i64>,
+}
+
+/// The penalty and its gradient by differences: types are hard, and go straight through to the softmax of their logits.
+fn penalty_by_formula(logits: &[f32], stretches: &[Stretch], (window, weight): (i64, f64)) -> (f64, Vec<f64>) {
+    let wide: Vec<[f64; 3]> = logits.as_chunks::<3>().0.iter().map(|x| x.map(f64::from)).collect();
+    let at_types = |moved: &[[f64; 3]]| {
+        let types = |stretch: &Stretch| {
+            let of = |key: usize| {
+                let forced = key == stretch.keys.start || key + 1 == stretch.keys.end;
+                let best = (1..3).fold(0, |best, kind| if wide[key][kind] > wide[key][best] { kind } else { best });
+                let hard = |kind| f64::from(u8::from(kind == if forced { 0 } else { best }));
+                let (now, then) = (softmax(moved[key]), softmax(wide[key]));
+                [0, 1, 2].map(|kind| hard(kind) + if forced { 0.0 } else { now[kind] - then[kind] })
+            };
+            stretch.keys.clone().map(of).collect::<Vec<_>>()
+        };
+        let shares: Vec<f64> =
+            stretches.iter().filter_map(|stretch| visible_share(&types(stretch), stretch.positions.clone(), window)).collect();
+        weight * shares.iter().sum::<f64>() / shares.len().max(1) as f64
+    };
+    let slope = |at: usize| {
+        let by = |step: f64| {
+            let mut moved = wide.clone();
+            moved[at / 3][at % 3] += step;
+            at_types(&moved)
+        };
+        (by(1e-4) - by(-1e-4)) / 2e-4
+    };
+    (at_types(&wide), (0..logits.len()).map(slope).collect())
+}
+
+fn check_penalty(inputs: &Inputs<'_>, stretches: &[Stretch], window: usize) {
+    let mechanism = nats(&[("window", &window.to_string())]);
+    let choices = mechanism.choose(inputs, TRAINING, Par::default()).unwrap();
+    let found = mechanism.plan(inputs, &choices, TRAINING).unwrap().penalty(0.5, Par::default()).unwrap();
+    let logits = inputs.type_logits.unwrap();
+    let (value, gradient) = penalty_by_formula(logits, stretches, (window as i64, 0.5));
+    assert!((f64::from(found.value) - value).abs() <= 1e-6 * value, "{} is {value}", found.value);
+    let (found, largest) = (found.dtype_logits.unwrap(), gradient.iter().fold(0.0f64, |most, x| most.max(x.abs())));
+    assert!(largest > 1e-4 || stretches.iter().all(|stretch| stretch.keys.len() < 3 || stretch.positions.is_empty()));
+    for (at, (x, y)) in found.iter().zip(gradient).enumerate() {
+        assert!((f64::from(*x) - y).abs() <= 1e-6 * largest, "dtype_logits[{at}] is {x}, by differences {y}");
+    }
+}
+
+#[test]
+fn the_penalty_is_the_share_of_visible_pairs_with_its_slope() {
+    let random = &mut Random::new(31);
+    for (seed, [queries, keys], window) in
+        [(1, [23, 23], 3), (2, [9, 30], 0), (3, [30, 12], 4), (4, [1, 1], 2), (5, [17, 17], 1000), (6, [64, 64], 7)]
+    {
+        let heads = Heads::single(sizes([4, 2], [queries, keys], [4, 4]), seed);
+        let logits: Vec<f32> = (0..2 * keys * 3).map(|_| random.normal()).collect();
+        let first = keys as i64 - queries as i64;
+        let stretch = |g: usize| Stretch { keys: g * keys..(g + 1) * keys, positions: first..keys as i64 };
+        check_penalty(&by_logits(&heads, &logits), &[stretch(0), stretch(1)], window);
+    }
+}
+
+#[test]
+fn the_penalty_is_a_mean_over_packed_sequences_that_have_pairs() {
+    let random = &mut Random::new(33);
+    let heads = Heads::single(sizes([2, 2], [25, 25], [4, 4]), 7);
+    let logits: Vec<f32> = (0..2 * 25 * 3).map(|_| random.normal()).collect();
+    let offsets = [0, 0, 11, 12, 25];
+    let sight = Sight::causal().offsets(&offsets, &offsets);
+    let stretches: Vec<Stretch> = (0..2)
+        .flat_map(|g| offsets.windows(2).map(move |pair| (g, pair[0], pair[1])).collect::<Vec<_>>())
+        .map(|(g, start, end)| Stretch { keys: g * 25 + start..g * 25 + end, positions: 0..(end - start) as i64 })
+        .collect();
+    check_penalty(&Inputs { type_logits: Some(&logits), ..inputs(&heads, sight) }, &stretches, 2);
+}
+
+#[test]
+fn in_training_the_last_token_is_global_too() {
+    let heads = Heads::single(sizes([2, 1], [5, 5], [4, 4]), 3);
+    let logits = choosing(&[WINDOW; 5]);
+    let (mechanism, inputs) = (nats(&[]), by_logits(&heads, &logits));
+    let types = |pass| {
+        let choices = mechanism.choose(&inputs, pass, Par::default()).unwrap();
+        mechanism.plan(&inputs, &choices, pass).unwrap().traces().pop().unwrap().values
+    };
+    assert_eq!(types(TRAINING), [GLOBAL, WINDOW, WINDOW, WINDOW, GLOBAL]);
+    assert_eq!(types(Pass::default()), [GLOBAL, WINDOW, WINDOW, WINDOW, WINDOW]);
+}
+
+#[test]
+fn only_types_of_keys_have_a_penalty() {
+    let heads = Heads::single(sizes([2, 2], [5, 5], [4, 4]), 4);
+    let types = [WINDOW; 10];
+    let penalty = |options: &[(&str, &str)]| {
+        let (mechanism, inputs) = (nats(options), typed(&heads, &types));
+        let choices = choose(&mechanism, &inputs);
+        mechanism.plan(&inputs, &choices, Pass::default()).unwrap().penalty(1.0, Par::default())
+    };
+    let given = penalty(&[("window", "1")]).unwrap();
+    assert_eq!((given.value, given.dtype_logits), (9.0 / 15.0, None));
+    says(&penalty(&[("query_typed", "true")]).unwrap_err().to_string(), "query_typed has no penalty");
+}

@@ -5,8 +5,9 @@
 //! output's bias instead of an average, and key/value heads may be fewer than query heads. Vaswani et al. 2017; Su et al. 2021
 //! (rotary); Henry et al. 2020 (norms of q and k); Ainslie et al. 2023 (shared heads).
 
+use crate::modules::{ClusterThreshold, TypeProjection};
 use crate::rows::{self, Activation, Rotary, Turns};
-use crate::{Attention, Dropout, Error, Packed, Pass, attention, door};
+use crate::{Attention, Dropout, Error, Packed, Pass, attention, door, penalty};
 use burn::config::Config;
 use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
@@ -43,6 +44,12 @@ pub struct AttentionLayerConfig {
     /// Whether the output projection has a bias.
     #[config(default = true)]
     pub output_bias: bool,
+    /// Whether the layer learns types of its keys, for the mechanism `nats`.
+    #[config(default = false)]
+    pub types: bool,
+    /// Where the layer's learned thresholds of heads start, for the mechanism `clustered`; without it there are none.
+    #[config(default = "None")]
+    pub threshold: Option<f64>,
     /// How projections start.
     #[config(default = "Initializer::KaimingUniform{gain:1.0/3.0f64.sqrt(), fan_out_only:false}")]
     pub initializer: Initializer,
@@ -67,6 +74,8 @@ impl AttentionLayerConfig {
             output: linear(inner, self.d_model, self.output_bias),
             query_norm: norm(),
             key_norm: norm(),
+            types: self.types.then(|| TypeProjection::new(self.d_model, heads.keys, device)),
+            threshold: self.threshold.map(|start| ClusterThreshold::new(heads.queries, start, device)),
             heads,
             rotary: None,
             attention: Attention::full(),
@@ -128,6 +137,10 @@ pub struct AttentionLayer {
     pub query_norm: Option<RmsNorm>,
     /// RMS norm of every head's key, `[D]`.
     pub key_norm: Option<RmsNorm>,
+    /// Types of keys, read by a mechanism that chooses by them.
+    pub types: Option<TypeProjection>,
+    /// Thresholds of heads, read by a mechanism that merges by them.
+    pub threshold: Option<ClusterThreshold>,
     #[module(skip)]
     heads: Heads,
     #[module(skip)]
@@ -220,14 +233,27 @@ impl AttentionLayer {
     /// # Errors
     /// The first thing that does not fit, with its numbers.
     pub fn forward(&self, input: impl Into<LayerInput>) -> Result<Tensor<3>, Error> {
-        let input = input.into();
+        self.attend(self.project_input(input.into())?)
+    }
+
+    /// [`AttentionLayer::forward`], and [`penalty`] of its attention, `[1]`.
+    ///
+    /// # Errors
+    /// As [`AttentionLayer::forward`]; also if its mechanism learns nothing that a penalty steers.
+    pub fn forward_with_penalty(&self, input: impl Into<LayerInput>, weight: f32) -> Result<(Tensor<3>, Tensor<1>), Error> {
+        let heads = self.project_input(input.into())?;
+        let penalty = heads.penalty(weight)?;
+        Ok((self.attend(heads)?, penalty))
+    }
+
+    fn project_input(&self, input: LayerInput) -> Result<Projected, Error> {
         let ([batch, n, _], [_, m, _]) = (input.query.dims(), input.key.dims());
         self.check(&input)?;
         let how = self.visibility(&input)?;
         let first = m.saturating_sub(n);
         let [q, k] = [first..first + n, 0..m].map(|positions| self.turns((0..batch).flat_map(move |_| positions.clone())));
         let turns = [q?, k?];
-        self.attend([input.query, input.key, input.value], &how, turns.each_ref().map(Option::as_ref))
+        self.project([input.query, input.key, input.value], how, turns.each_ref().map(Option::as_ref))
     }
 
     /// Sequences without padding, none of which sees another. `turns` are those of the positions of `x`, made by
@@ -236,18 +262,35 @@ impl AttentionLayer {
     /// # Errors
     /// The first thing that does not fit, with its numbers.
     pub fn forward_packed(&self, x: &Packed, turns: Option<&Turns>, pass: Pass) -> Result<Packed, Error> {
-        let own = if turns.is_none() { self.turns(x.positions().iter().copied())? } else { None };
-        let turns = turns.or(own.as_ref());
-        let how = x.attention(self.with_dropout(pass));
-        let rows = x.x().clone().unsqueeze::<3>();
-        let y = self.attend([rows.clone(), rows.clone(), rows], &how, [turns, turns])?;
+        let y = self.attend(self.project_packed(x, turns, pass)?)?;
         x.clone().with_x(y.squeeze_dim::<2>(0))
     }
 
-    fn with_dropout(&self, pass: Pass) -> Attention {
+    /// [`AttentionLayer::forward_packed`] while training at a seed and step, and [`penalty`] of its attention, `[1]`.
+    ///
+    /// # Errors
+    /// As [`AttentionLayer::forward_packed`]; also if its mechanism learns nothing that a penalty steers.
+    pub fn forward_packed_with_penalty(&self, x: &Packed, pass: Pass, weight: f32) -> Result<(Packed, Tensor<1>), Error> {
+        let heads = self.project_packed(x, None, pass)?;
+        let penalty = heads.penalty(weight)?;
+        Ok((x.clone().with_x(self.attend(heads)?.squeeze_dim::<2>(0))?, penalty))
+    }
+
+    fn project_packed(&self, x: &Packed, turns: Option<&Turns>, pass: Pass) -> Result<Projected, Error> {
+        let own = if turns.is_none() { self.turns(x.positions().iter().copied())? } else { None };
+        let turns = turns.or(own.as_ref());
+        let how = x.attention(self.in_pass(pass));
+        let rows = x.x().clone().unsqueeze::<3>();
+        self.project([rows.clone(), rows.clone(), rows], how, [turns, turns])
+    }
+
+    fn in_pass(&self, pass: Pass) -> Attention {
         let how = self.attention.clone();
-        if !pass.training || self.dropout == 0.0 {
+        if !pass.training {
             return how;
+        }
+        if self.dropout == 0.0 {
+            return how.pass(pass);
         }
         how.dropout(Dropout { probability: self.dropout, seed: pass.seed, step: pass.step })
     }
@@ -266,7 +309,7 @@ impl AttentionLayer {
 
     /// The layer's own attention with the masks and biases of a batch.
     fn visibility(&self, input: &LayerInput) -> Result<Attention, Error> {
-        let mut how = self.with_dropout(input.pass);
+        let mut how = self.in_pass(input.pass);
         if let Some(mask) = &input.mask_attn {
             how = how.mask(mask.clone().bool_not().unsqueeze_dim(1));
         }
@@ -293,16 +336,46 @@ impl AttentionLayer {
     }
 
     /// `[B, N, E]` for queries, keys and values.
-    fn attend(&self, x: [Tensor<3>; 3], how: &Attention, turns: [Option<&Turns>; 2]) -> Result<Tensor<3>, Error> {
+    fn project(&self, x: [Tensor<3>; 3], how: Attention, turns: [Option<&Turns>; 2]) -> Result<Projected, Error> {
         let Heads { queries, keys, width } = self.heads;
-        let ([q, k, v], [batch, n, _]) = (&x, x[0].dims());
-        let q = turned(normed(project(q, &self.query, [queries, width])?, self.query_norm.as_ref())?, turns[0])?;
-        let k = turned(normed(project(k, &self.key, [keys, width])?, self.key_norm.as_ref())?, turns[1])?;
-        let v = project(v, &self.value, [keys, width])?.swap_dims(1, 2);
-        // What the queries are made of, for mechanisms that look at tokens as a whole.
-        let how = if how.reads("x") { &how.clone().hidden_states(x[0].clone()) } else { how };
-        let o = attention(q, k, v, how)?.swap_dims(1, 2).reshape([batch, n, queries * width]);
+        let [q, k, v] = &x;
+        let qkv = [
+            turned(normed(project(q, &self.query, [queries, width])?, self.query_norm.as_ref())?, turns[0])?,
+            turned(normed(project(k, &self.key, [keys, width])?, self.key_norm.as_ref())?, turns[1])?,
+            project(v, &self.value, [keys, width])?.swap_dims(1, 2),
+        ];
+        Ok(Projected { qkv, how: self.learned(x, how)? })
+    }
+
+    /// What a mechanism learns from or looks at beside q, k and v.
+    fn learned(&self, [of_queries, of_keys, _]: [Tensor<3>; 3], how: Attention) -> Result<Attention, Error> {
+        let mut how = how;
+        if let Some(threshold) = self.threshold.as_ref().filter(|_| how.reads("threshold")) {
+            how = threshold.attention(how);
+        }
+        if let Some(types) = self.types.as_ref().filter(|_| how.reads("type_logits")) {
+            how = types.attention(of_keys, how)?;
+        }
+        Ok(if how.reads("x") { how.hidden_states(of_queries) } else { how })
+    }
+
+    fn attend(&self, Projected { qkv: [q, k, v], how }: Projected) -> Result<Tensor<3>, Error> {
+        let [batch, _, n, _] = q.dims();
+        let o = attention(q, k, v, &how)?.swap_dims(1, 2).reshape([batch, n, self.heads.queries * self.heads.width]);
         apply(o, &self.output)
+    }
+}
+
+/// Queries, keys and values in heads, and how they attend.
+struct Projected {
+    qkv: [Tensor<4>; 3],
+    how: Attention,
+}
+
+impl Projected {
+    fn penalty(&self, weight: f32) -> Result<Tensor<1>, Error> {
+        let [q, k, _] = &self.qkv;
+        penalty(q, k, &self.how, weight)
     }
 }
 

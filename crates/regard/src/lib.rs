@@ -23,12 +23,13 @@ mod door;
 mod error;
 mod flex;
 mod layer;
+pub mod modules;
 mod packed;
 pub mod reduce;
 pub mod rows;
 mod tally;
 
-pub use attention::{Attention, attention, attention_scored};
+pub use attention::{Attention, attention, attention_scored, penalty};
 pub use error::Error;
 pub use layer::{AttentionLayer, AttentionLayerConfig, LayerInput};
 pub use packed::Packed;

@@ -5,14 +5,14 @@
 //! with the positions they had, and what happened to whom is a [`Reduction`], which composes over layers. The decision is
 //! a constant for gradients, those of hidden states flow through it.
 
-use crate::attention::fused;
+use crate::attention::{composed, fused};
 use crate::autodiff::{self, Operation, Parents, Step};
 use crate::flex::{self, Fresh, Rows, typed};
 use crate::rows::present;
 use crate::{Attention, Error, Packed, Tally, door};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-pub use regard_core::reduce::{Reducer, Reduction};
+pub use regard_core::reduce::{DeleteGate, Pitome, Prune, Reducer, Reduction, Tome};
 use regard_core::reduce::{Tokens, Uniform};
 use regard_core::rows::Matrix;
 use regard_core::{Output, Par, exact};
@@ -132,16 +132,14 @@ impl Operation<1> for Apply {
 }
 
 /// How much every key of `k [B,G,M,Dk]` is attended to by `q [B,H,N,Dk]`, `[B, M]` in f32: received attention over that of uniform attention,
-/// 1 on average under every mask. Differentiable in q and k, by one more sweep of `Q·Kᵀ`. On Burn's CPU device.
+/// 1 on average under every mask. Differentiable in q and k, by one more sweep of `Q·Kᵀ`. In f64 where q is.
 ///
 /// # Errors
-/// If something does not fit, or the tensors are elsewhere.
+/// If something does not fit, or the mechanism has no received attention.
 pub fn received_score(q: Tensor<4>, k: Tensor<4>, how: &Attention) -> Result<Tensor<2>, Error> {
-    door::same_device(&q, "k", &k)?;
-    door::same_dtype(&q, ("q", "k"), &k)?;
-    if !door::has_kernels(&q) {
-        let message = "received attention is computed on Burn's CPU device only, in f32, bf16 and f16".to_owned();
-        return Err(regard_core::Error::Combination(message).into());
+    how.check([&q, &k, &k])?;
+    if !how.is_fused(&q) {
+        return composed::score(q, k, how);
     }
     autodiff::run(Received { how: how.clone() }, [Some(q.into()), Some(k.into())])
 }

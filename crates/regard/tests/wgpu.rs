@@ -5,7 +5,9 @@
 mod common;
 
 use burn::tensor::{DType, Device, Tensor};
+use common::learned::{Case, compare};
 use common::{Layout, Random, draws, values};
+use regard::reduce::received_score;
 use regard::{Attention, Tally, attention};
 use regard_core::oracle::Storage;
 
@@ -22,6 +24,29 @@ fn values_and_gradients_keep_the_budget() {
         assert_eq!((Tally::read() - before).composed, 1);
         judge.check(&outcome, &format!("wgpu, {layout:?}"))
     });
+}
+
+/// Choices are made on the host from what is read back; everything else runs here, against the same operations in f64 on the CPU.
+#[test]
+fn mechanisms_that_choose_keep_the_budget() {
+    for case in Case::all() {
+        compare(&case, 1..5, |draw| draw.run(&device(), DType::F32, false));
+    }
+}
+
+#[test]
+fn scores_and_their_gradients_are_those_of_the_kernels() {
+    let random = &mut Random::new(17);
+    let (q, k) = (random.normals(Storage::F32, 2 * 4 * 21 * 6), random.normals(Storage::F32, 2 * 2 * 21 * 6));
+    let run = |device: &Device| {
+        let leaf = |values: &[f64], heads| common::tensor(values, [2, heads, 21, 6], DType::F32, device).require_grad();
+        let (q, k) = (leaf(&q, 4), leaf(&k, 2));
+        let score = received_score(q.clone(), k.clone(), &Attention::causal().window(9)).expect("it fits");
+        let gradients = score.clone().powi_scalar(2).sum().backward();
+        [values(score), values(q.grad(&gradients).expect("dq")), values(k.grad(&gradients).expect("dk"))]
+    };
+    let (here, there) = (run(&device()), run(&Device::flex().autodiff()));
+    here.iter().flatten().zip(there.iter().flatten()).for_each(|(x, y)| assert!((x - y).abs() <= 1e-4 * (1.0 + y.abs()), "{x} {y}"));
 }
 
 #[test]

@@ -139,9 +139,10 @@ fn add_panel<S: Lanes, const R: usize, V: Variant>(s: S, meeting: &Meeting<'_>, 
     let below = [s.load(below), s.load(&below[S::N..])];
     for tile in tiles {
         let (x, _) = meeting.logits::<S, R, 2, V>(s, (tile, 0), below);
-        for (r, row) in x.iter().enumerate().take(meeting.facts.count - tile * R) {
+        // Every row of the tile, those of nobody included, which are hidden: a count known only now would keep the tile in memory.
+        for r in 0..R {
             let key = tile * R + r;
-            let (low, high) = (meeting.keep::<S, V>(s, key, 0, s.exp2(row[0])), meeting.keep::<S, V>(s, key, 1, s.exp2(row[1])));
+            let (low, high) = (meeting.keep::<S, V>(s, key, 0, s.exp2(x[r][0])), meeting.keep::<S, V>(s, key, 1, s.exp2(x[r][1])));
             let sum = &mut lanes[key * S::N..(key + 1) * S::N];
             s.store(sum, s.add(s.load(sum), s.add(low, high)));
         }

@@ -24,6 +24,7 @@
 
 mod cache;
 pub mod clustered;
+mod composition;
 mod exact;
 pub mod hyper;
 mod local;
@@ -33,11 +34,12 @@ mod options;
 mod owned;
 
 pub use clustered::Clustered;
+pub use composition::Composition;
 pub use exact::Exact;
 pub use hyper::Hyper;
 pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
-pub use nats::Nats;
+pub use nats::{Nats, Typing};
 pub use options::{OptionError, SetOption};
 
 use crate::oracle::Oracle;
@@ -244,6 +246,17 @@ pub struct Trace {
     pub values: Vec<i64>,
 }
 
+/// What training adds to the loss so that a mechanism learns how much to keep or to merge, and its gradients.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Penalty {
+    /// Its weight included.
+    pub value: f32,
+    /// The shape of the type logits, where they chose.
+    pub dtype_logits: Option<Vec<f32>>,
+    /// `[H]`, where there are thresholds.
+    pub dthreshold: Option<Vec<f32>>,
+}
+
 /// Choices made: everything that is left is arithmetic.
 pub trait Plan {
     /// `o`, and `lse` where the mechanism has one.
@@ -282,6 +295,15 @@ pub trait Plan {
         None
     }
 
+    /// `weight` times how far these choices are from keeping little, or from merging as much as is wanted, with gradients by what chose.
+    ///
+    /// # Errors
+    /// If the mechanism does not learn that, or lacks what it needs for it.
+    fn penalty(&self, weight: f32, par: Par) -> Result<Penalty, Error> {
+        let _ = (weight, par);
+        Err(Error::Combination("this mechanism learns nothing that a penalty could steer".into()))
+    }
+
     /// Its sizes.
     fn dims(&self) -> Dims;
 
@@ -294,6 +316,11 @@ pub trait Plan {
     /// The one exact problem it comes to, if it does.
     fn problem(&self) -> Option<&Problem<'_>> {
         None
+    }
+
+    /// What it comes to for devices without a kernel of ours, if it can be said in integers.
+    fn composition(&self) -> Option<Composition<'_>> {
+        self.problem().map(Composition::Exact)
     }
 }
 
@@ -522,6 +549,10 @@ impl Plan for Planned<'_> {
         self.any().loss()
     }
 
+    fn penalty(&self, weight: f32, par: Par) -> Result<Penalty, Error> {
+        self.any().penalty(weight, par)
+    }
+
     fn dims(&self) -> Dims {
         self.any().dims()
     }
@@ -536,6 +567,10 @@ impl Plan for Planned<'_> {
 
     fn problem(&self) -> Option<&Problem<'_>> {
         self.any().problem()
+    }
+
+    fn composition(&self) -> Option<Composition<'_>> {
+        self.any().composition()
     }
 }
 

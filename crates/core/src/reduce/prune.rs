@@ -135,6 +135,14 @@ impl Config for Prune {
         check_keep(&self.keep)
     }
 
+    /// Not where everything stays anyhow: then nobody has to know the scores of a layer.
+    fn acts(&self, layer: usize) -> bool {
+        match self.rule() {
+            Rule::Threshold | Rule::Learned => self.threshold.at(layer) > 0.0,
+            Rule::TopK | Rule::Coreset => self.count.is_some() || self.keep.as_ref().is_none_or(|keep| keep.at(layer) < 1.0),
+        }
+    }
+
     fn parents<T: Element>(&self, tokens: &Tokens<'_, T>, layer: usize, par: Par) -> Result<Vec<Option<usize>>, Error> {
         let protected = tokens.protected(self.protect);
         match self.rule() {

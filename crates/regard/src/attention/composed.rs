@@ -5,72 +5,59 @@
 //! large negative number rather than -inf, which WGSL need not know, and their weights are set to zero. The maximum of a
 //! row is taken as a constant; that changes no gradient. Keys that no query of a block sees are left out.
 
-use super::{Attention, Learned};
+use super::host::{Host, Scores};
+use super::typed::Types;
+use super::{Attention, merged};
 use crate::{Error, Tally};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use regard_core::mechanism::Plan as _;
-use regard_core::{Dims, Intervals, Par, Problem, Strided, View, alibi_slopes, exact};
+use regard_core::mechanism::{Composition, Plan as _, Typing};
+use regard_core::reduce::Uniform;
+use regard_core::{Dims, Intervals, Par, Problem, alibi_slopes, exact};
 use std::ops::Range;
 
 /// Scores at or below this are hidden.
-const HIDDEN: f32 = -1e30;
+pub(super) const HIDDEN: f32 = -1e30;
 /// Scores in a block.
 const BLOCK: usize = 1 << 24;
 
-/// One zero in any shape: the core looks at shapes only.
-fn shape_only<'a>(x: &Tensor<4>, tensor: &'static str) -> Result<View<'a>, Error> {
-    Ok(Strided::new(&[0.0f32], 0, x.dims(), [0; 4], tensor)?.into())
-}
-
-fn shape_only_mask<'a>(x: &Tensor<4, Bool>) -> Result<Strided<'a, u8>, Error> {
-    Ok(Strided::new(&[1u8], 0, x.dims(), [0; 4], "mask")?)
-}
-
-fn elsewhere(message: String) -> Error {
-    regard_core::Error::Combination(message).into()
-}
-
-/// What choices are made from, read back from the device.
-struct Host {
-    type_logits: Option<Vec<f32>>,
-}
-
-impl Host {
-    fn read(learned: &Learned) -> Result<Self, Error> {
-        let Some(logits) = &learned.type_logits else { return Ok(Host { type_logits: None }) };
-        if logits.gradient_checkpointing_strategy().is_some() {
-            return Err(elsewhere("type_logits have gradients on Burn's CPU device only: pass their `inner` here".to_owned()));
-        }
-        let data = logits.clone().into_data().convert::<f32>();
-        Ok(Host { type_logits: data.try_to_vec().ok() })
-    }
+fn elsewhere(name: &str) -> Error {
+    regard_core::Error::Combination(format!("{name} with these options runs on Burn's CPU device only")).into()
 }
 
 pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
     Tally::add(|tally| tally.composed += 1);
-    let mut inputs = how.rules.inputs([shape_only(&q, "q")?, shape_only(&k, "k")?, shape_only(&v, "v")?]);
-    if let Some(mask) = &how.mask {
-        inputs.sight = inputs.sight.mask(shape_only_mask(mask)?);
-    }
-    inputs.bias = how.bias.as_ref().map(|bias| shape_only(bias, "bias")).transpose()?;
-    let zeros = vec![0.0; how.key_bias.as_ref().map_or(0, |bias| bias.dims().iter().product())];
-    inputs.key_bias = how.key_bias.as_ref().map(|_| &zeros[..]);
-    let host = Host::read(&how.learned)?;
-    inputs.type_logits = host.type_logits.as_deref();
-    let (mechanism, pass) = (how.rules.mechanism()?, how.rules.pass());
-    let choices = mechanism.choose(&inputs, pass, Par::default())?;
-    let plan = mechanism.plan(&inputs, &choices, pass)?;
-    let name = mechanism.about().name;
-    let problem = plan.problem().ok_or_else(|| elsewhere(format!("{name} with these options runs on Burn's CPU device only")))?;
-    let (dims, device, dtype) = (*problem.dims(), q.device(), q.dtype());
-    if [dims.batch, dims.queries, dims.keys].contains(&0) {
-        return Ok(Tensor::zeros([dims.batch, dims.heads, dims.queries, dims.dv], (&device, dtype)));
-    }
-    let call = Call::new(problem, how, [q, k, v]);
-    let rows = (BLOCK / (dims.batch * dims.heads * dims.keys)).clamp(1, dims.queries);
-    let blocks = (0..dims.queries).step_by(rows).map(|start| call.block(start..dims.queries.min(start + rows)));
-    Ok(Tensor::cat(blocks.collect::<Result<Vec<_>, _>>()?, 2).cast(dtype))
+    let host = Host::new(how, [&q, &k], Some(v.dims()), Scores::Shapes);
+    host.plan(|name, plan| {
+        let dtype = q.dtype();
+        let o = match plan.composition().ok_or_else(|| elsewhere(name))? {
+            Composition::Exact(problem) => Call::new(problem, how, [q, k, v]).attention(),
+            Composition::Typed(typing) => match how.learned.type_logits.as_ref().filter(|logits| logits.is_autodiff()) {
+                Some(logits) => Call::typed(&typing, logits, how, [q, k, v]).attention(),
+                None => Call::new(typing.problem, how, [q, k, v]).attention(),
+            },
+            Composition::Merged(merging) => Ok(merged::attention(&merging, how, [q, k, v])),
+        };
+        Ok(o?.cast(dtype))
+    })
+}
+
+/// The score of every key, `[B, M]`: see [`crate::reduce::received_score`]. In f32, or in f64 as q is.
+pub(crate) fn score(q: Tensor<4>, k: Tensor<4>, how: &Attention) -> Result<Tensor<2>, Error> {
+    Tally::add(|tally| tally.composed += 1);
+    let host = Host::new(how, [&q, &k], None, Scores::Values);
+    host.plan(|name, plan| {
+        let missing = || regard_core::Error::Combination(format!("{name} has no received attention"));
+        let problem = plan.problem().ok_or_else(missing)?;
+        let Dims { batch, heads, keys, .. } = *problem.dims();
+        let mut shares = vec![0.0; batch * heads * keys];
+        Uniform::new(problem, Par::default()).backward(&vec![1.0; batch * keys], &mut shares)?;
+        // One number per key, which every head has.
+        let shares = shares.chunks(keys.max(1)).step_by(heads).flatten().copied().collect();
+        let call = Call::new(problem, how, [q, k.clone(), k.narrow(3, 0, 1)]);
+        let shares = Tensor::<2>::from_data(TensorData::new(shares, [batch, keys]), &call.device).cast(call.dtype);
+        Ok(call.received()? * shares)
+    })
 }
 
 /// Tensors and plan of a call, on the device.
@@ -87,6 +74,7 @@ struct Call<'a> {
     slopes: Option<Tensor<5>>,
     intervals: Intervals,
     plan: Plan,
+    types: Option<Types>,
 }
 
 /// [`Intervals`] uploaded: per query `[B, G, 1, N, 1]`, per key `[B, G, 1, 1, M]`.
@@ -115,7 +103,7 @@ impl Plan {
     }
 }
 
-fn rows_of<const D: usize, K: Basic>(x: &Tensor<D, K>, dim: usize, range: &Range<usize>) -> Tensor<D, K> {
+pub(super) fn rows_of<const D: usize, K: Basic>(x: &Tensor<D, K>, dim: usize, range: &Range<usize>) -> Tensor<D, K> {
     x.clone().narrow(dim, range.start, range.len())
 }
 
@@ -142,22 +130,80 @@ impl<'a> Call<'a> {
             plan: Plan::new(&intervals, &dims, &device),
             intervals,
             device,
+            types: None,
         }
     }
 
-    /// Attention of some query rows, `[B, H, rows, Dv]`.
-    fn block(&self, rows: Range<usize>) -> Result<Tensor<4>, Error> {
-        let Dims { batch, heads, kv_heads, dv, .. } = self.dims;
-        let seen = self.intervals.columns(rows.clone(), batch * kv_heads);
-        let columns = if seen.is_empty() { 0..1 } else { seen };
-        let scores = self.scores(&rows, &columns);
-        let hidden = scores.clone().lower_equal_elem(HIDDEN).bool_or(self.hidden(&rows, &columns).expand(scores.dims()));
+    /// Keys whose types have a gradient.
+    fn typed(typing: &'a Typing<'a>, logits: &Tensor<4>, how: &Attention, qkv: [Tensor<4>; 3]) -> Self {
+        let call = Self::new(typing.base, how, qkv);
+        let types = Types::new(typing, &call.intervals, logits.clone().cast(call.dtype));
+        Call { types: Some(types), ..call }
+    }
+
+    fn is_empty(&self) -> bool {
+        [self.dims.batch, self.dims.queries, self.dims.keys].contains(&0)
+    }
+
+    /// Query rows, block by block.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let rows = (BLOCK / (self.dims.batch * self.dims.heads * self.dims.keys)).clamp(1, self.dims.queries);
+        (0..self.dims.queries).step_by(rows).map(move |start| start..self.dims.queries.min(start + rows))
+    }
+
+    /// `[B, H, N, Dv]`.
+    fn attention(&self) -> Result<Tensor<4>, Error> {
+        let Dims { batch, heads, queries, dv, .. } = self.dims;
+        if self.is_empty() {
+            return Ok(Tensor::zeros([batch, heads, queries, dv], (&self.device, self.dtype)));
+        }
+        let blocks = self.blocks().map(|rows| self.block(rows)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::cat(blocks, 2))
+    }
+
+    /// Attention that every key receives, summed over query heads, `[B, M]`; before dropout.
+    fn received(&self) -> Result<Tensor<2>, Error> {
+        let Dims { batch, keys, .. } = self.dims;
+        let zeros = |count: usize| Tensor::<2>::zeros([batch, count], (&self.device, self.dtype));
+        let mut sum = zeros(keys);
+        if self.is_empty() {
+            return Ok(sum);
+        }
+        for rows in self.blocks() {
+            let columns = self.columns(&rows);
+            let part: Tensor<2> = self.weights(&rows, &columns).sum_dim(3).sum_dim(2).sum_dim(1).reshape([batch, columns.len()]);
+            let [before, after] = [columns.start, keys - columns.end].map(|count| (count > 0).then(|| zeros(count)));
+            sum = sum + Tensor::cat(before.into_iter().chain([part]).chain(after).collect(), 1);
+        }
+        Ok(sum)
+    }
+
+    /// The keys that some query rows meet; one where they meet none.
+    fn columns(&self, rows: &Range<usize>) -> Range<usize> {
+        let seen = self.intervals.columns(rows.clone(), self.dims.batch * self.dims.kv_heads);
+        if seen.is_empty() { 0..1 } else { seen }
+    }
+
+    /// `[B, G, H/G, rows, columns]`, of which a row adds up to 1, or to 0 where it sees nothing.
+    fn weights(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
+        let scores = self.scores(rows, columns);
+        let hidden = scores.clone().lower_equal_elem(HIDDEN).bool_or(self.hidden(rows, columns).expand(scores.dims()));
+        if let Some(types) = &self.types {
+            return types.weights(scores, hidden, (rows, columns));
+        }
         let scores = scores.mask_fill(hidden.clone(), HIDDEN);
         let maximum = scores.clone().detach().max_dim(4);
         let weights = (scores - maximum).exp().mask_fill(hidden, 0.0);
         let sum = weights.clone().sum_dim(4);
         let nothing = sum.clone().equal_elem(0.0);
-        let weights = self.dropped(weights / sum.mask_fill(nothing, 1.0), &rows, &columns)?;
+        weights / sum.mask_fill(nothing, 1.0)
+    }
+
+    /// Attention of some query rows, `[B, H, rows, Dv]`.
+    fn block(&self, rows: Range<usize>) -> Result<Tensor<4>, Error> {
+        let Dims { batch, heads, kv_heads, dv, .. } = self.dims;
+        let columns = self.columns(&rows);
+        let weights = self.dropped(self.weights(&rows, &columns), &rows, &columns)?;
         let stacked = [batch, kv_heads, self.dims.group() * rows.len(), columns.len()];
         let o = weights.reshape(stacked).matmul(rows_of(&self.qkv[2], 2, &columns));
         Ok(o.reshape([batch, heads, rows.len(), dv]))

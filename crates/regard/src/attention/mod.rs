@@ -3,9 +3,15 @@
 //! q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, o `[B,H,N,Dv]`; H is a multiple of G, query head h reads kv head
 //! `h / (H/G)`. A query that sees no key gives zeros. Vaswani et al. 2017; kernels as in `regard-core`.
 
-mod composed;
+pub(crate) mod composed;
 pub(crate) mod fused;
+mod host;
+mod merged;
+mod penalty;
 mod rules;
+mod typed;
+
+pub use penalty::penalty;
 
 use crate::{Error, door};
 use burn::tensor::{Bool, Tensor, TensorData};
@@ -22,7 +28,7 @@ use std::sync::{Arc, OnceLock};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Attention {
-    rules: Arc<Rules>,
+    pub(crate) rules: Arc<Rules>,
     key_bias: Option<Tensor<3>>,
     bias: Option<Tensor<4>>,
     mask: Option<Tensor<4, Bool>>,
@@ -208,7 +214,12 @@ impl Attention {
         self.rules.mechanism.as_ref().is_some_and(|mechanism| mechanism.about().tensors.contains(&tensor))
     }
 
-    fn check(&self, [q, k, v]: [&Tensor<4>; 3]) -> Result<(), Error> {
+    /// Whether fused kernels run a call.
+    pub(crate) fn is_fused(&self, q: &Tensor<4>) -> bool {
+        door::has_kernels(q) && !self.unfused
+    }
+
+    pub(crate) fn check(&self, [q, k, v]: [&Tensor<4>; 3]) -> Result<(), Error> {
         door::plain_float(q, "q")?;
         for (tensor, x) in [("k", k), ("v", v)] {
             door::same_device(q, tensor, x)?;
@@ -259,19 +270,19 @@ impl Attention {
 /// The first thing that does not fit, with its numbers: shapes, dtypes, devices, options.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attention) -> Result<Tensor<4>, Error> {
     how.check([&q, &k, &v])?;
-    if door::has_kernels(&q) && !how.unfused { fused::attention([q, k, v], how) } else { composed::attention([q, k, v], how) }
+    if how.is_fused(&q) { fused::attention([q, k, v], how) } else { composed::attention([q, k, v], how) }
 }
 
-/// [`attention`], and how much every key was attended to: the score `[B, M]` of [`crate::reduce::received_score`] as a constant, from the sums that
-/// attention has already made. On Burn's CPU device.
+/// [`attention`], and how much every key was attended to: the score `[B, M]` of [`crate::reduce::received_score`] as a constant. Fused
+/// kernels take it from the sums that attention has already made.
 ///
 /// # Errors
-/// As [`attention`]; also where there are no fused kernels, or the mechanism has no received attention.
+/// As [`attention`]; also if the mechanism has no received attention.
 pub fn attention_scored(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attention) -> Result<(Tensor<4>, Tensor<2>), Error> {
     how.check([&q, &k, &v])?;
-    if !door::has_kernels(&q) || how.unfused {
-        let message = "received attention is computed on Burn's CPU device only, in f32, bf16 and f16".to_owned();
-        return Err(regard_core::Error::Combination(message).into());
+    if !how.is_fused(&q) {
+        let score = composed::score(q.clone().detach(), k.clone().detach(), how)?.detach();
+        return Ok((composed::attention([q, k, v], how)?, score));
     }
     let (batch, keys, device) = (k.dims()[0], k.dims()[2], q.device());
     let scores = Arc::new(OnceLock::new());

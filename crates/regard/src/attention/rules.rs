@@ -6,7 +6,7 @@ use regard_core::{Dropout, Sight, View};
 use std::sync::Arc;
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     pub(super) causal: bool,
     /// Options of exact attention; they must be the defaults where another mechanism is chosen.
     pub(super) exact: Exact,
@@ -32,8 +32,13 @@ impl Rules {
         self.pass = pass;
     }
 
-    pub(super) fn pass(&self) -> Pass {
+    pub(crate) fn pass(&self) -> Pass {
         self.pass
+    }
+
+    /// Where packed sequences start among the keys.
+    pub(crate) fn key_offsets(&self) -> Option<&[usize]> {
+        self.offsets.as_ref().map(|[_, keys]| &keys[..])
     }
 
     /// The mechanism with its options.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each suite uses a part")]
 
+pub mod learned;
+
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use regard::{Alignment, Attention, Dropout};
 use regard_core::oracle::{self, Definition, Dense, Forward, Gradients, Storage, Weights, plain, plain_gradients};

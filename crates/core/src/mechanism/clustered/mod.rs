@@ -29,15 +29,17 @@ mod definition;
 mod fold;
 mod ground;
 mod memory;
+mod merging;
 mod rows;
 mod similarity;
 
 pub use choose::Chosen;
 pub use memory::Folded;
+pub use merging::{Merging, Set};
 
 use super::exact::unknown;
 use super::options::{OptionError, SetOption};
-use super::{About, Causality, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
+use super::{About, Causality, Composition, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Penalty, Plan, Trace};
 use crate::oracle::Oracle;
 use crate::{Dims, Error, Output, Par, Saved};
 use bidirectional::Merged;
@@ -308,6 +310,17 @@ impl Plan for Grouped<'_> {
         let (ground, _) = self.parts();
         let of_x = ground.is_soft() && ground.config.metric == Metric::Hidden;
         [("dx", of_x), ("dthreshold", ground.gated)].into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    }
+
+    fn penalty(&self, weight: f32, par: Par) -> Result<Penalty, Error> {
+        let (ground, chosen) = self.parts();
+        let (value, dthreshold) = similarity::penalty(ground, chosen, weight, par)?;
+        Ok(Penalty { value, dtype_logits: None, dthreshold: Some(dthreshold) })
+    }
+
+    fn composition(&self) -> Option<Composition<'_>> {
+        let (ground, chosen) = self.parts();
+        Some(Composition::Merged(Merging::new(ground, chosen)))
     }
 
     fn dims(&self) -> Dims {

@@ -9,15 +9,15 @@ use crate::exact::multiplicity::{self, INTERVALS, Intervals, Slopes};
 use crate::problem::check_flat;
 use crate::{Error, Par, Saved};
 
-const NOTHING: [i32; 2] = [1, 0];
+pub(super) const NOTHING: [i32; 2] = [1, 0];
 const END: i32 = i32::MAX / 2;
 
 /// Which sum is which.
-const ALL: usize = 0;
-const ALIVE: usize = 1;
+pub(super) const ALL: usize = 0;
+pub(super) const ALIVE: usize = 1;
 const AFTER: usize = 2;
-const NEAR: usize = 3;
-const CROSSING: usize = 4;
+pub(super) const NEAR: usize = 3;
+pub(super) const CROSSING: usize = 4;
 
 impl Typed<'_> {
     pub(super) fn logit_gradient(&self, saved: &Saved<'_>, into: &mut [f32], par: Par) -> Result<(), Error> {
@@ -79,7 +79,7 @@ fn add_keys(sums: &mut [[f64; INTERVALS]], slopes: &[[f64; INTERVALS]]) {
 }
 
 /// The intervals of query positions that matter to each key of a sequence.
-fn lay_intervals(types: &[i64], window: usize, into: &mut [Intervals]) {
+pub(super) fn lay_intervals(types: &[i64], window: usize, into: &mut [Intervals]) {
     let window = i32::try_from(window).unwrap_or(END).min(END);
     // The first global after the present key, and the one after that.
     let (mut next, mut second) = (END, END);
@@ -99,7 +99,7 @@ fn lay_intervals(types: &[i64], window: usize, into: &mut [Intervals]) {
 }
 
 /// The slopes by each of the three types of every key of a sequence.
-fn by_type(types: &[i64], keys: &[[f64; INTERVALS]], queries: &[f64]) -> Vec<[f64; TYPES]> {
+pub(super) fn by_type(types: &[i64], keys: &[[f64; INTERVALS]], queries: &[f64]) -> Vec<[f64; TYPES]> {
     let (mut crossing, mut behind) = (0.0, 0.0);
     let of = |(j, (&kind, sums)): (usize, (&i64, &[f64; INTERVALS]))| {
         crossing += sums[CROSSING] - queries[j];
@@ -118,7 +118,7 @@ fn by_type(types: &[i64], keys: &[[f64; INTERVALS]], queries: &[f64]) -> Vec<[f6
 }
 
 /// Through `softmax(logits)`.
-fn through_softmax(logits: &[f32], slopes: [f64; TYPES], into: &mut [f32]) {
+pub(super) fn through_softmax(logits: &[f32], slopes: [f64; TYPES], into: &mut [f32]) {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let exponentials: Vec<f64> = logits.iter().map(|&x| f64::from(x - largest).exp()).collect();
     let sum: f64 = exponentials.iter().sum();

@@ -9,7 +9,8 @@
 //!
 //! The gradient of the logits is that of `A_ij = M_ij e^{s_ij} / Σ_j M_ij e^{s_ij}` with
 //! `M_ij = g_j + l_j Π_{m=j}^{i-1} (1 - g_m) + w_j [i - j ≤ window]` for one-hot types `(g, l, w)`, straight through the
-//! choice to the softmax of the logits; tokens that are global whatever their logits pass none.
+//! choice to the softmax of the logits; tokens that are global whatever their logits pass none. In training the last token is one of
+//! them, and [`Plan::penalty`] is `weight · Σ M_ij / Σ_{j ≤ i} 1`.
 //!
 //! `query_typed` is a variant found in the wild, off by default: types of queries `[B,H,N]` say how far back a row looks: to
 //! the beginning (global), to itself only (local), over `window` keys before itself (window; 3 if not set).
@@ -19,6 +20,7 @@
 mod definition;
 mod gradient;
 mod memory;
+mod penalty;
 mod query_typed;
 
 pub use memory::Live;
@@ -26,7 +28,7 @@ pub use memory::Live;
 use super::exact::unknown;
 use super::memory::check_count;
 use super::options::{OptionError, SetOption};
-use super::{About, Causality, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
+use super::{About, Causality, Composition, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Penalty, Plan, Trace};
 use crate::oracle::{Judged, Oracle};
 use crate::sight::Scope;
 use crate::{Dims, Error, Output, Par, Problem, Saved, Scores, Sight};
@@ -60,8 +62,8 @@ impl Nats {
         if self.query_typed { [dims.heads, dims.queries] } else { [dims.kv_heads, dims.keys] }
     }
 
-    /// Every type, from the input or by its logits; the second says that a token chose for itself.
-    fn types(&self, inputs: &Inputs<'_>, dims: &Dims, first: impl Fn(usize) -> bool) -> Result<(Vec<i64>, Vec<bool>), Error> {
+    /// Every type, from the input or by its logits; the second says that a token chose for itself. `forced` are global whatever their logits.
+    fn types(&self, inputs: &Inputs<'_>, dims: &Dims, forced: &[usize]) -> Result<(Vec<i64>, Vec<bool>), Error> {
         let [heads, tokens] = self.typed(dims);
         let count = dims.batch * heads * tokens;
         match (inputs.types, inputs.type_logits) {
@@ -72,7 +74,8 @@ impl Nats {
             }
             (None, Some(logits)) => {
                 check_count("type_logits", Some(logits.len()), count * TYPES)?;
-                let free: Vec<bool> = (0..count).map(|at| !first(at)).collect();
+                let mut free = vec![true; count];
+                forced.iter().for_each(|&at| free[at] = false);
                 let choose = |(logits, free): (&[f32; TYPES], &bool)| if *free { largest(logits) } else { GLOBAL };
                 Ok((logits.as_chunks().0.iter().zip(&free).map(choose).collect(), free))
             }
@@ -146,7 +149,7 @@ impl Config for Nats {
         }
     }
 
-    fn choose(&self, inputs: &Inputs<'_>, _pass: Pass, _par: Par) -> Result<Chosen, Error> {
+    fn choose(&self, inputs: &Inputs<'_>, pass: Pass, _par: Par) -> Result<Chosen, Error> {
         let problem = self.problem(inputs, inputs.sight)?;
         if problem.sight.spans.is_some() || problem.sight.positions.is_some() {
             return Err(Error::Combination("nats takes no key_spans and no key_positions: lifetimes are counted in tokens".into()));
@@ -161,8 +164,9 @@ impl Config for Nats {
             ));
         }
         let scopes = scopes(&problem, self.query_typed);
-        let first = |at| scopes.iter().any(|(row, scope)| self.first_token(scope).is_some_and(|token| row + token == at));
-        let (types, free) = self.types(inputs, &problem.dims, first)?;
+        let forced = |(row, scope): &(usize, Scope<'_>)| self.forced(scope, pass).map(|token| token.map(|token| row + token));
+        let forced: Vec<usize> = scopes.iter().flat_map(forced).flatten().collect();
+        let (types, free) = self.types(inputs, &problem.dims, &forced)?;
         let mut until = vec![FOR_EVER; if self.query_typed { 0 } else { types.len() }];
         for (row, scope) in scopes.iter().filter(|_| !self.query_typed) {
             let keys = row + scope.keys.start..row + scope.keys.end;
@@ -195,6 +199,12 @@ impl Nats {
             return scope.keys.clone().next();
         }
         scope.queries.clone().find(|&row| scope.query_position(row) == 0)
+    }
+
+    /// The first token of a sequence, and in training the last key.
+    fn forced(&self, scope: &Scope<'_>, pass: Pass) -> [Option<usize>; 2] {
+        let last = scope.keys.clone().next_back().filter(|_| pass.training && !self.query_typed);
+        [self.first_token(scope), last]
     }
 }
 
@@ -294,6 +304,10 @@ impl Plan for Typed<'_> {
         if learns { vec!["dtype_logits"] } else { Vec::new() }
     }
 
+    fn penalty(&self, weight: f32, _par: Par) -> Result<Penalty, Error> {
+        self.sparsity(weight)
+    }
+
     fn dims(&self) -> Dims {
         self.base.dims
     }
@@ -317,4 +331,26 @@ impl Plan for Typed<'_> {
             Runs::ByQuery(_) => None,
         }
     }
+
+    fn composition(&self) -> Option<Composition<'_>> {
+        let problem = self.problem()?;
+        let Chosen { types, free, .. } = self.choices;
+        let typing = Typing { problem, base: &self.base, types, free, window: self.window };
+        Some(if self.logits.is_some() { Composition::Typed(typing) } else { Composition::Exact(problem) })
+    }
+}
+
+/// Types of keys as they came out.
+#[derive(Debug)]
+pub struct Typing<'p> {
+    /// With the lifetimes that types come to.
+    pub problem: &'p Problem<'p>,
+    /// Without them.
+    pub base: &'p Problem<'p>,
+    /// `[B, G, M]`: 0 global, 1 local, 2 window.
+    pub types: &'p [i64],
+    /// `[B, G, M]`, whether a type was chosen by logits.
+    pub free: &'p [bool],
+    /// How many later queries see a window key.
+    pub window: usize,
 }
