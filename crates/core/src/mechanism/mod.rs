@@ -23,16 +23,22 @@
 //! ```
 
 mod cache;
+mod carried;
 pub mod clustered;
 mod exact;
+pub mod gated_linear;
+pub mod linear;
 mod local;
 mod memory;
 mod nats;
 mod options;
 mod owned;
 
+pub use carried::Carried;
 pub use clustered::Clustered;
 pub use exact::Exact;
+pub use gated_linear::GatedLinear;
+pub use linear::Linear;
 pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
 pub use nats::Nats;
@@ -465,7 +471,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Nats, Clustered);
+mechanisms!(Exact, Local, Linear, GatedLinear, Nats, Clustered);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.
