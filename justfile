@@ -20,4 +20,5 @@ golden *arguments:
     python3 golden/exact.py {{arguments}}
     python3 golden/rows.py {{arguments}}
     python3 golden/nats.py {{arguments}}
+    python3 golden/linear.py {{arguments}}
     python3 golden/reduce.py {{arguments}}

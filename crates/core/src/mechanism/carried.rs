@@ -72,7 +72,7 @@ impl Carried {
 fn refuse_growth(gates: &crate::View<'_>) -> Result<(), Error> {
     let [_, heads, tokens, width] = gates.shape();
     let mut all = (0..heads).flat_map(|h| (0..tokens).flat_map(move |n| (0..width).map(move |d| [0, h, n, d])));
-    match all.find(|at| !(gates.at(*at) <= 0.0)) {
+    match all.find(|at| gates.at(*at).is_nan() || gates.at(*at) > 0.0) {
         Some(at) => Err(Error::value("gates", format!("{} at {at:?}: logarithms of gates are numbers of at most 0", gates.at(at)))),
         None => Ok(()),
     }

@@ -471,7 +471,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Linear, GatedLinear, Nats, Clustered);
+mechanisms!(Exact, Local, Nats, Clustered, Linear, GatedLinear);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.

@@ -16,14 +16,15 @@
 
 use super::block::{Forms, Head, Place, denominators, inverse, load};
 use super::decay::Decayed;
+use super::features::Map;
 use super::forward::{begin, starts};
 use super::job::{self, Job};
 use super::plan::{Cuts, Stretch, pieces};
 use super::sums::{Fill, Sums};
 use super::tiles::{Multiply, Shape, Turn, add, clear_above, dot, multiply, scale};
 use super::{Scan, Wanted, state};
-use crate::simd::{Across, Along, Lanes, Rows};
-use crate::view::{DisjointRows, SharedRows, StridedMut};
+use crate::simd::{Across, Along, Lanes, Rows, Task};
+use crate::view::{DisjointRows, SharedRows, StridedMut, View};
 use crate::{Par, Saved};
 use std::ops::Range;
 
@@ -263,33 +264,56 @@ impl Job for Back<'_> {
     }
 }
 
-/// Turns gradients of the features of keys into those of the keys; rows of padding hold zeros.
-#[inline(always)]
-pub(super) fn pull_keys<S: Lanes>(s: S, head: &Head<'_>, rows: &Range<usize>, gradients: &mut [f32], forms: &mut Forms) {
-    let (scan, [dk, _]) = (head.scan, head.scan.widths());
-    for (n, gradient) in rows.clone().zip(gradients.chunks_exact_mut(dk)) {
-        let (features, x) = (forms.k.take(dk), forms.row.take(dk));
-        load(s, &scan.k, [head.b, head.g], &Stretch::of(n..n + 1), x, dk);
-        features.copy_from_slice(x);
-        scan.rules.map.apply(s, features, scan.dims.dk);
-        scan.rules.map.pull(s, x, features, gradient);
+/// Turns gradients of features into those of the rows they were made of, some of `from [b, h]`.
+struct Pull<'a> {
+    scan: &'a Scan<'a>,
+    from: &'a View<'a>,
+    at: [usize; 2],
+    rows: &'a Range<usize>,
+    gradients: &'a mut [f32],
+    /// That the features were scaled by.
+    factor: f32,
+    forms: &'a mut Forms,
+}
+
+impl Task for Pull<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let Pull { scan, from, at: [b, h], rows, gradients, factor, forms } = self;
+        let (map, [dk, _]) = (scan.rules.map, scan.widths());
+        let (x, features) = forms.pulled.take(2 * dk).split_at_mut(dk);
+        for (n, gradient) in rows.clone().zip(gradients.chunks_exact_mut(dk)) {
+            if map != Map::Identity {
+                from.widen_row(s, [b, h, n], x);
+                x[scan.dims.dk..].fill(0.0);
+                features.copy_from_slice(x);
+                map.apply(s, features, scan.dims.dk);
+                map.pull(s, x, features, gradient);
+            }
+            if factor != 1.0 {
+                scale(s, gradient, factor);
+            }
+        }
     }
 }
 
-/// The same for queries, whose features are in `forms.q` and their gradients in `forms.dq`.
+/// Turns gradients of the features of keys into those of the keys; rows of padding hold zeros.
+#[inline(always)]
+pub(super) fn pull_keys<S: Lanes>(s: S, head: &Head<'_>, rows: &Range<usize>, gradients: &mut [f32], forms: &mut Forms) {
+    let scan = head.scan;
+    s.vectorize(Pull { scan, from: &scan.k, at: [head.b, head.g], rows, gradients, factor: 1.0, forms });
+}
+
+/// The same for queries, with the gradients in `forms.dq`.
 #[inline(always)]
 pub(super) fn pull_queries<S: Lanes>(s: S, head: &Head<'_>, rows: &Range<usize>, forms: &mut Forms) {
-    let (scan, [dk, _]) = (head.scan, head.scan.widths());
-    let Forms { q, dq, row, .. } = forms;
-    let (q, dq, x) = (q.take(rows.len() * dk), dq.take(rows.len() * dk), row.take(dk));
-    let factor = scan.rules.scale(scan.dims.dk);
-    for ((n, features), gradient) in rows.clone().zip(q.chunks_exact(dk)).zip(dq.chunks_exact_mut(dk)) {
-        load(s, &scan.q, [head.b, head.h], &Stretch::of(n..n + 1), x, dk);
-        scan.rules.map.pull(s, x, features, gradient);
-        if factor != 1.0 {
-            scale(s, gradient, factor);
-        }
-    }
+    let scan = head.scan;
+    let mut memory = std::mem::take(&mut forms.dq);
+    let (gradients, factor) = (memory.take(scan.rows() * scan.widths()[0]), scan.rules.scale(scan.dims.dk));
+    s.vectorize(Pull { scan, from: &scan.q, at: [head.b, head.h], rows, gradients, factor, forms });
+    forms.dq = memory;
 }
 
 impl Back<'_> {

@@ -1,9 +1,10 @@
 //! Rows of one head in working form: f32, widths and counts rounded up, zeros in what that adds.
 
+use super::features::Map;
 use super::plan::{Part, Sequence, Stretch};
 use super::tiles::{add, multiply, scale};
 use super::{Scan, state};
-use crate::simd::{Aligned, Lanes};
+use crate::simd::{Aligned, Lanes, Task};
 use crate::view::{SharedRows, View};
 use std::ops::Range;
 
@@ -35,6 +36,7 @@ pub(super) struct Forms {
     pub(super) slope_turned: Aligned<f32>,
     pub(super) history: Aligned<f32>,
     pub(super) sums: Aligned<f32>,
+    pub(super) pulled: Aligned<f32>,
     /// Never written.
     pub(super) zeros: Aligned<f32>,
 }
@@ -62,59 +64,61 @@ impl<'a> Head<'a> {
         start..rows.end.clamp(start, all.end)
     }
 
+    /// Features of queries, scaled.
     #[inline(always)]
     pub(super) fn queries<S: Lanes>(&self, s: S, rows: &Stretch, into: &mut [f32]) {
-        let [width, _] = self.scan.widths();
-        load(s, &self.scan.q, [self.b, self.h], rows, into, width);
-        self.map(s, rows, into);
-        let factor = self.scan.rules.scale(self.scan.dims.dk);
-        if factor != 1.0 {
-            scale(s, into, factor);
-        }
+        let (rules, dims) = (&self.scan.rules, &self.scan.dims);
+        let how = How { width: self.scan.widths()[0], map: Some(rules.map), factor: rules.scale(dims.dk), exponential: false };
+        s.vectorize(Load { from: &self.scan.q, at: [self.b, self.h], rows, into, how });
     }
 
+    /// Features of keys.
     #[inline(always)]
     pub(super) fn keys<S: Lanes>(&self, s: S, rows: &Stretch, into: &mut [f32]) {
-        let [width, _] = self.scan.widths();
-        load(s, &self.scan.k, [self.b, self.g], rows, into, width);
-        self.map(s, rows, into);
+        let how = How { map: Some(self.scan.rules.map), ..How::plain(self.scan.widths()[0]) };
+        s.vectorize(Load { from: &self.scan.k, at: [self.b, self.g], rows, into, how });
     }
 
     #[inline(always)]
     pub(super) fn values<S: Lanes>(&self, s: S, rows: &Stretch, into: &mut [f32]) {
-        let [_, width] = self.scan.widths();
-        load(s, &self.scan.v, [self.b, self.g], rows, into, width);
+        load(s, &self.scan.v, [self.b, self.g], rows, into, self.scan.widths()[1]);
     }
 
     /// What the state is multiplied by at every token; 1 in rows that are none.
     #[inline(always)]
     pub(super) fn factors<S: Lanes>(&self, s: S, rows: &Stretch, into: &mut [f32]) {
-        let [width, _] = self.scan.widths();
-        let Some(gates) = &self.scan.gates else { return };
-        load(s, gates, [self.b, self.h], rows, into, width);
-        for x in into.chunks_exact_mut(S::N) {
-            s.store(x, s.exp(s.load(x)));
-        }
-    }
-
-    #[inline(always)]
-    fn map<S: Lanes>(&self, s: S, rows: &Stretch, into: &mut [f32]) {
-        let [width, _] = self.scan.widths();
-        for row in into[..rows.len() * width].chunks_exact_mut(width).skip(rows.lead) {
-            self.scan.rules.map.apply(s, row, self.scan.dims.dk);
-        }
+        let Some(from) = &self.scan.gates else { return };
+        let how = How { exponential: true, ..How::plain(self.scan.widths()[0]) };
+        s.vectorize(Load { from, at: [self.b, self.h], rows, into, how });
     }
 
     /// Takes keys and values into a state.
     #[inline(always)]
     pub(super) fn absorb<S: Lanes>(&self, s: S, rows: &Stretch, state: &mut [f32], forms: &mut Forms) {
-        let ([dk, dv], tokens) = (self.scan.widths(), self.scan.rows());
+        s.vectorize(Absorb { head: self, rows, state, forms });
+    }
+}
+
+struct Absorb<'a, 'h> {
+    head: &'a Head<'h>,
+    rows: &'a Stretch,
+    state: &'a mut [f32],
+    forms: &'a mut Forms,
+}
+
+impl Task for Absorb<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let Absorb { head, rows, state, forms } = self;
+        let ([dk, dv], tokens) = (head.scan.widths(), head.scan.rows());
         let (k, v) = (forms.k.take(tokens * dk), forms.v.take(tokens * dv));
-        self.keys(s, rows, k);
-        self.values(s, rows, v);
-        if self.scan.rules.decays {
+        head.keys(s, rows, k);
+        head.values(s, rows, v);
+        if head.scan.rules.decays {
             let (e, total) = (forms.e.take(tokens * dk), forms.total.take(dk));
-            self.factors(s, rows, e);
+            head.factors(s, rows, e);
             total.fill(1.0);
             for (k, e) in k.chunks_exact_mut(dk).zip(e.chunks_exact(dk)).rev() {
                 multiply(s, k, total);
@@ -126,16 +130,63 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Rows of one head of a tensor, `width` apart.
-#[inline(always)]
-pub(super) fn load<S: Lanes>(s: S, from: &View<'_>, [b, h]: [usize; 2], rows: &Stretch, into: &mut [f32], width: usize) {
-    let own = from.shape()[3];
-    into[..rows.lead * width].fill(0.0);
-    for (n, row) in rows.rows.clone().zip(into[rows.lead * width..].chunks_exact_mut(width)) {
-        from.widen_row(s, [b, h, n], row);
-        row[own..].fill(0.0);
+/// What becomes of a row when it is read.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    /// Distance between rows of the working form.
+    pub(super) width: usize,
+    pub(super) map: Option<Map>,
+    pub(super) factor: f32,
+    /// Whether it becomes e^x, everywhere.
+    pub(super) exponential: bool,
+}
+
+impl How {
+    pub(super) fn plain(width: usize) -> Self {
+        How { width, map: None, factor: 1.0, exponential: false }
     }
-    into[rows.len() * width..].fill(0.0);
+}
+
+/// Reads rows of one head of a tensor.
+pub(super) struct Load<'a> {
+    pub(super) from: &'a View<'a>,
+    pub(super) at: [usize; 2],
+    pub(super) rows: &'a Stretch,
+    pub(super) into: &'a mut [f32],
+    pub(super) how: How,
+}
+
+impl Task for Load<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let Load { from, at: [b, h], rows, into, how } = self;
+        let (own, width) = (from.shape()[3], how.width);
+        into[..rows.lead * width].fill(0.0);
+        into[rows.len() * width..].fill(0.0);
+        for (n, row) in rows.rows.clone().zip(into[rows.lead * width..].chunks_exact_mut(width)) {
+            from.widen_row(s, [b, h, n], row);
+            row[own..].fill(0.0);
+            if let Some(map) = how.map {
+                map.apply(s, row, own);
+            }
+            if how.factor != 1.0 {
+                scale(s, row, how.factor);
+            }
+        }
+        if how.exponential {
+            for x in into.chunks_exact_mut(S::N) {
+                s.store(x, s.exp(s.load(x)));
+            }
+        }
+    }
+}
+
+/// Rows of one head of a tensor as they are, `width` apart.
+#[inline(always)]
+pub(super) fn load<S: Lanes>(s: S, from: &View<'_>, at: [usize; 2], rows: &Stretch, into: &mut [f32], width: usize) {
+    s.vectorize(Load { from, at, rows, into, how: How::plain(width) });
 }
 
 /// A block of an output: batch row, head, number, its rows and which of them are valid.

@@ -301,7 +301,7 @@ impl Job for Growth<'_> {
                 bad |= s.any_not_at_most(s.load(x), s.zero());
             }
             if bad {
-                let at = row.iter().position(|gate| !(*gate <= 0.0)).unwrap_or_default();
+                let at = row.iter().position(|gate| gate.is_nan() || *gate > 0.0).unwrap_or_default();
                 self.first.fetch_min((head * tokens + n) * width + at, Ordering::Relaxed);
                 return;
             }

@@ -83,7 +83,6 @@ impl Stretch {
 pub(super) struct Part {
     /// The packed sequence; without packing it is the batch row.
     sequence: Option<usize>,
-    pub(super) queries: Range<usize>,
     pub(super) keys: Range<usize>,
     /// Its blocks of queries.
     pub(super) blocks: Range<usize>,
@@ -104,11 +103,6 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Query rows of each part.
-    pub(super) fn queries(&self) -> Vec<Range<usize>> {
-        self.parts.iter().map(|part| part.queries.clone()).collect()
-    }
-
     /// Key rows of each part.
     pub(super) fn keys(&self) -> Vec<Range<usize>> {
         self.parts.iter().map(|part| part.keys.clone()).collect()
@@ -121,8 +115,8 @@ impl Cuts {
 
     fn push(&mut self, (sequence, block): (Option<usize>, usize), queries: Range<usize>, keys: Range<usize>) {
         let first = self.blocks.len();
-        self.blocks.extend(pieces(queries.clone(), block));
-        self.parts.push(Part { sequence, queries, keys, blocks: first..self.blocks.len() });
+        self.blocks.extend(pieces(queries, block));
+        self.parts.push(Part { sequence, keys, blocks: first..self.blocks.len() });
     }
 }
 

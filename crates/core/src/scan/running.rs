@@ -1,7 +1,8 @@
 //! Token by token: a state for every kv head, or with gates for every query head; in a window a ring of its keys and values.
 
-use super::block::Forms;
+use super::block::{Forms, How, Load};
 use super::job::{self, Job};
+use super::plan::Stretch;
 use super::tiles::{add, dot, scale};
 use super::{PANEL, Rules, block, state};
 use crate::simd::Lanes;
@@ -134,10 +135,10 @@ impl Job for Advance<'_> {
         let state = claim.row(0);
         let g = number * self.coming.k.shape()[1] / self.running.heads;
         for t in 0..self.count {
-            let row = &super::plan::Stretch::of(t..t + 1);
-            block::load(s, &self.coming.k, [0, g], row, k, dk);
+            let row = &Stretch::of(t..t + 1);
+            let how = How { map: Some(rules.map), ..How::plain(dk) };
+            s.vectorize(Load { from: &self.coming.k, at: [0, g], rows: row, into: &mut *k, how });
             block::load(s, &self.coming.v, [0, g], row, v, dv);
-            rules.map.apply(s, k, self.running.widths[0]);
             if let Some(window) = rules.window {
                 let slot = (self.before + t) % window;
                 let entry = &mut state[slot * (dk + dv)..][..dk + dv];
@@ -147,10 +148,8 @@ impl Job for Advance<'_> {
             }
             let gates = self.coming.gates.filter(|_| rules.decays);
             if let Some(gates) = &gates {
-                block::load(s, gates, [0, number], row, e, dk);
-                for x in e.chunks_exact_mut(S::N) {
-                    s.store(x, s.exp(s.load(x)));
-                }
+                let how = How { exponential: true, ..How::plain(dk) };
+                s.vectorize(Load { from: gates, at: [0, number], rows: row, into: &mut *e, how });
             }
             state::take_in(s, state, gates.is_some().then_some(&*e), (k, v));
         }
@@ -167,12 +166,8 @@ impl Advance<'_> {
     fn read<S: Lanes>(&self, s: S, h: usize, (q, into): (&View<'_>, &SharedRows<'_>), state: &mut [f32], forms: &mut Forms) {
         let (rules, [dk, dv]) = (self.running.rules, self.running.padded());
         let (row, o) = (forms.q.take(dk), forms.o.take(dv));
-        block::load(s, q, [0, h], &super::plan::Stretch::of(0..1), row, dk);
-        rules.map.apply(s, row, self.running.widths[0]);
-        let factor = rules.scale(self.running.widths[0]);
-        if factor != 1.0 {
-            scale(s, row, factor);
-        }
+        let how = How { width: dk, map: Some(rules.map), factor: rules.scale(self.running.widths[0]), exponential: false };
+        s.vectorize(Load { from: q, at: [0, h], rows: &Stretch::of(0..1), into: &mut *row, how });
         let denominator = if rules.window.is_some() {
             let held = (self.before + self.count).min(self.room) * (dk + dv);
             read_ring(s, &state[..held], row, o)

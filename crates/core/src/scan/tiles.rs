@@ -128,19 +128,6 @@ pub(super) fn dot<S: Lanes>(s: S, a: &[f32], b: &[f32]) -> f32 {
     s.sum(sum)
 }
 
-/// Dot products of `a` and four rows of `b`.
-#[inline(always)]
-pub(super) fn four_dots<S: Lanes>(s: S, a: &[f32], b: &[f32], into: &mut [f32]) {
-    let (width, mut sums) = (a.len(), [s.zero(); 4]);
-    for at in (0..width).step_by(S::N) {
-        let x = s.load(&a[at..]);
-        for (r, sum) in sums.iter_mut().enumerate() {
-            *sum = s.mul_add(x, s.load(&b[r * width + at..]), *sum);
-        }
-    }
-    s.sum_four(sums, into);
-}
-
 /// Clears what row `i` of `a` holds outside `seen(i)`.
 #[inline(always)]
 pub(super) fn clear_above(a: &mut [f32], stride: usize) {

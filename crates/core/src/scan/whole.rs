@@ -56,7 +56,8 @@ impl Job for Attend<'_> {
     fn run<S: Lanes, const R: usize>(&self, s: S, number: usize, forms: &mut Forms) {
         let (scan, tokens) = (self.scan, self.scan.rows());
         let [_, dv] = scan.widths();
-        each_block(self.cuts, number, scan.dims.heads, |[b, h, part, block]| {
+        let [b, h, part] = place(self.cuts, number, scan.dims.heads);
+        for block in self.cuts.parts[part].blocks.clone() {
             let head = Head::new(scan, [b, h], &self.cuts.parts[part]);
             let rows = head.valid(&self.cuts.blocks[block]);
             read(s, &head, &rows, self.totals.get(self.cuts.parts[part].sequence(b), head.g), forms);
@@ -67,16 +68,16 @@ impl Job for Attend<'_> {
                     scale(s, row, inverse(*den, epsilon));
                 }
             }
-            let place = Place { at: [b, h, block], all: &self.cuts.blocks[block], valid: &rows };
-            place.write(&self.o, (o, dv), &mut forms.zeros);
-        });
+            let output = Place { at: [b, h, block], all: &self.cuts.blocks[block], valid: &rows };
+            output.write(&self.o, (o, dv), &mut forms.zeros);
+        }
     }
 }
 
-/// Does something for every block of a part of a head.
-fn each_block(cuts: &Cuts, number: usize, heads: usize, mut each: impl FnMut([usize; 4])) {
+/// Head and part of a job.
+fn place(cuts: &Cuts, number: usize, heads: usize) -> [usize; 3] {
     let (at, part) = (number / cuts.parts.len(), number % cuts.parts.len());
-    cuts.parts[part].blocks.clone().for_each(|block| each([at / heads, at % heads, part, block]));
+    [at / heads, at % heads, part]
 }
 
 /// Queries, what they read of a state, and denominators, into `forms`.
@@ -125,13 +126,14 @@ struct Dividing<'a> {
 impl Job for Dividing<'_> {
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(&self, s: S, number: usize, forms: &mut Forms) {
-        each_block(self.cuts, number, self.scan.dims.heads, |[b, h, part, block]| {
+        let [b, h, part] = place(self.cuts, number, self.scan.dims.heads);
+        for block in self.cuts.parts[part].blocks.clone() {
             let head = Head::new(self.scan, [b, h], &self.cuts.parts[part]);
             let (all, rows) = (&self.cuts.blocks[block], head.valid(&self.cuts.blocks[block]));
             read(s, &head, &rows, self.totals.get(self.cuts.parts[part].sequence(b), head.g), forms);
             let mut claim = self.into.claim(b, h, block);
             divide(s, &head, (&rows, 0), self.saved, forms, |n, pair| claim.row(n - all.start).copy_from_slice(&pair));
-        });
+        }
     }
 }
 
@@ -164,8 +166,8 @@ impl Fill for OfQueries<'_> {
                 query_back(s, &head, (d_o, dden), state, (turned.take(dk * dv), dq.take(tokens * dk)));
             }
             pull_queries(s, &head, &rows, forms);
-            let place = Place { at: [b, h, block], all: &self.cuts.blocks[block], valid: &rows };
-            place.write(dq, (forms.dq.get(tokens * dk), dk), &mut forms.zeros);
+            let output = Place { at: [b, h, block], all: &self.cuts.blocks[block], valid: &rows };
+            output.write(dq, (forms.dq.get(tokens * dk), dk), &mut forms.zeros);
         }
         forms.state = memory;
     }
@@ -187,7 +189,8 @@ impl Job for Back<'_> {
         let [dk, dv] = scan.widths();
         let (mut memory, mut sums) = (std::mem::take(&mut forms.slope), std::mem::take(&mut forms.sums));
         let slope = memory.take(state::size([dk, dv]));
-        each_block(self.cuts, number, dims.kv_heads, |[b, g, part, block]| {
+        let [b, g, part] = place(self.cuts, number, dims.kv_heads);
+        for block in self.cuts.parts[part].blocks.clone() {
             let head = Head::new(scan, [b, g * dims.group()], &self.cuts.parts[part]);
             let (all, keys) = (&self.cuts.blocks[block], &head.sequence.keys);
             let start = all.start.clamp(keys.start, keys.end);
@@ -197,14 +200,14 @@ impl Job for Back<'_> {
             let own = sums.take(tokens * dk);
             own.copy_from_slice(forms.dk.get(tokens * dk));
             pull_keys(s, &head, &rows, own, forms);
-            let place = Place { at: [b, g, block], all, valid: &rows };
+            let output = Place { at: [b, g, block], all, valid: &rows };
             if let Some(into) = &self.dk {
-                place.write(into, (own, dk), &mut forms.zeros);
+                output.write(into, (own, dk), &mut forms.zeros);
             }
             if let Some(into) = &self.dv {
-                place.write(into, (forms.dv.get(tokens * dv), dv), &mut forms.zeros);
+                output.write(into, (forms.dv.get(tokens * dv), dv), &mut forms.zeros);
             }
-        });
+        }
         (forms.slope, forms.sums) = (memory, sums);
     }
 }

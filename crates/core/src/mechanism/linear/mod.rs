@@ -50,11 +50,11 @@ const EPS: (&str, &str) = ("eps", "a number of at least 0");
 const WINDOW: (&str, &str) = ("window", "an integer of at least 1");
 
 const OPTIONS: &[OptionAbout] = &[
-    OptionAbout { name: MAPS.0, kind: MAPS.1, default: "elu1", samples: &["relu", "identity", "squared_relu", "softmax"] },
+    OptionAbout { name: MAPS.0, kind: MAPS.1, default: "elu1", samples: &["relu", "squared_relu", "softmax"] },
     OptionAbout { name: "eps", kind: "number", default: "0.000001", samples: &["0.5"] },
     OptionAbout { name: "chunk", kind: "integer", default: "64", samples: &["1", "16"] },
     OptionAbout { name: "normalize", kind: "boolean", default: "true", samples: &["false"] },
-    OptionAbout { name: "window", kind: "integer", default: "", samples: &["1", "20"] },
+    OptionAbout { name: "window", kind: "integer", default: "", samples: &["3", "20"] },
 ];
 
 const WORDS: [(&str, Map); 5] =
