@@ -21,4 +21,5 @@ golden *arguments:
     python3 golden/rows.py {{arguments}}
     python3 golden/nats.py {{arguments}}
     python3 golden/clustered.py {{arguments}}
+    python3 golden/linear.py {{arguments}}
     python3 golden/reduce.py {{arguments}}

@@ -29,6 +29,7 @@ mod par;
 mod problem;
 pub mod reduce;
 pub mod rows;
+mod scan;
 mod sight;
 pub mod simd;
 mod view;

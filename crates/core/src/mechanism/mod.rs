@@ -23,20 +23,26 @@
 //! ```
 
 mod cache;
+mod carried;
 pub mod clustered;
 mod composition;
 mod exact;
+pub mod gated_linear;
 pub mod hyper;
+pub mod linear;
 mod local;
 mod memory;
 mod nats;
 mod options;
 mod owned;
 
+pub use carried::Carried;
 pub use clustered::Clustered;
 pub use composition::Composition;
 pub use exact::Exact;
+pub use gated_linear::GatedLinear;
 pub use hyper::Hyper;
+pub use linear::Linear;
 pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
 pub use nats::{Nats, Typing};
@@ -498,7 +504,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Nats, Clustered, Hyper);
+mechanisms!(Exact, Local, Nats, Clustered, Hyper, Linear, GatedLinear);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.

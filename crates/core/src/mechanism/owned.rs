@@ -4,6 +4,13 @@ use crate::view::{Strided, StridedMut, View, ViewMut};
 use crate::{Error, Par};
 use std::ops::Range;
 
+/// The values of a view for a definition.
+pub(super) fn widened(view: &View<'_>) -> Vec<f64> {
+    let [batch, heads, rows, width] = view.shape();
+    let place = |at: usize| [at / width / rows / heads, at / width / rows % heads, at / width % rows, at % width];
+    (0..batch * heads * rows * width).map(|at| f64::from(view.at(place(at)))).collect()
+}
+
 /// A contiguous tensor `[B, H, N, D]`.
 #[derive(Debug, Clone)]
 pub(super) struct Owned {

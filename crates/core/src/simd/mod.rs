@@ -150,6 +150,23 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         self.div(e, self.add(e, self.splat(2.0)))
     }
 
+    /// `e^x` for `x` up to 87, with a relative error of at most a unit of the last place and of `x / 2^24`: near 0 it is 1 plus a
+    /// small number, so that products of many of them do not drift. 0 below -87, not a number for not a number.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        let t = self.mul(x, self.splat(std::f32::consts::LOG2_E));
+        let bounded = self.max(self.splat(-126.0), self.min(self.splat(126.0), t));
+        let n = self.floor(self.add(bounded, self.splat(0.5)));
+        let r = self.sub(bounded, n);
+        let mut p = self.splat(EXPM1_NEAREST[5]);
+        for c in EXPM1_NEAREST[..5].iter().rev() {
+            p = self.mul_add(p, r, self.splat(*c));
+        }
+        let power = self.scale_by_power(self.splat(1.0), n);
+        let e = self.mul_add(power, self.mul(p, r), power);
+        self.select(self.greater(self.splat(-126.0), t), self.zero(), e)
+    }
+
     /// Writes all lanes to the front of a slice, each rounded to the nearest bf16, ties to even; what is not a
     /// number becomes some quiet one.
     fn store_bf16(self, into: &mut [bf16], x: Self::F);

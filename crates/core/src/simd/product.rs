@@ -41,6 +41,8 @@ pub trait Left: Copy {
     fn at(&self, r: usize, t: usize) -> usize;
     /// The tile whose first row is row `first` of this one.
     fn below(self, first: usize) -> Self;
+    /// The tile whose first step is step `first` of this one.
+    fn after(self, first: usize) -> Self;
 }
 
 /// Row `r` of the tile is a row: `a(r, t) = data[r·stride + t]`.
@@ -64,6 +66,10 @@ impl Left for Along<'_> {
     fn below(self, first: usize) -> Self {
         Along(self.0.from(first))
     }
+    #[inline(always)]
+    fn after(self, first: usize) -> Self {
+        Along(Rows { data: &self.0.data[first..], stride: self.0.stride })
+    }
 }
 
 impl Left for Across<'_> {
@@ -78,6 +84,10 @@ impl Left for Across<'_> {
     #[inline(always)]
     fn below(self, first: usize) -> Self {
         Across(Rows { data: &self.0.data[first..], stride: self.0.stride })
+    }
+    #[inline(always)]
+    fn after(self, first: usize) -> Self {
+        Across(self.0.from(first))
     }
 }
 

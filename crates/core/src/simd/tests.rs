@@ -18,6 +18,13 @@ impl Task for Functions {
                 let error = (f64::from(lane(s.exp2(s.splat(x)))) / exact - 1.0).abs();
                 assert!(error < 1.7e-7, "2^{x}: {error:e}");
             }
+            let z = x * 0.58;
+            let (found, exact) = (f64::from(lane(s.exp(s.splat(z)))), f64::from(z).exp());
+            if z.abs() < 87.0 {
+                let error = (found / exact - 1.0).abs();
+                assert!(error < 1.3e-7 + f64::from(z.abs()) * 6e-8, "e^{z}: {error:e}");
+            }
+            assert!(z > -88.0 || found == 0.0, "e^{z}: {found:e}");
             let y = x * 0.05;
             let error = (f64::from(lane(s.tanh(s.splat(y)))) - f64::from(y).tanh()).abs();
             assert!(error <= 8e-7 * f64::from(y).tanh().abs() + 1e-30, "tanh {y}: {error:e}");
@@ -26,6 +33,8 @@ impl Task for Functions {
         assert_eq!(lane(s.exp2(s.splat(-1e9))), 0.0);
         assert_eq!(lane(s.exp2(s.splat(1e9))), f32::INFINITY);
         assert!(lane(s.exp2(s.splat(f32::NAN))).is_nan());
+        assert_eq!([0.0, f32::NEG_INFINITY].map(|x| lane(s.exp(s.splat(x)))), [1.0, 0.0]);
+        assert!(lane(s.exp(s.splat(f32::NAN))).is_nan());
         assert!(s.any_not_at_most(s.splat(f32::NAN), s.splat(1.0)));
         assert_eq!(s.sum(s.splat(0.5)), 0.5 * S::N as f32);
     }

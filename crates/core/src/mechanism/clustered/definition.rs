@@ -4,8 +4,8 @@ use super::choose::{Chosen, NOBODY};
 use super::ground::{Ground, Sequence, Sharing};
 use super::{Clustered, Metric, Representative};
 use crate::Dims;
+use crate::mechanism::owned::widened;
 use crate::oracle::{Formula, Judged, Leaves, Oracle, Real};
-use crate::view::View;
 
 /// Choices and sizes.
 #[derive(Clone)]
@@ -44,12 +44,6 @@ pub(super) fn oracle(ground: &Ground<'_>, chosen: &Chosen, causal: bool) -> Box<
         width: ground.compared.shape()[3],
     };
     Box::new(Judged::new(definition, leaves))
-}
-
-fn widened(view: &View<'_>) -> Vec<f64> {
-    let [batch, heads, rows, width] = view.shape();
-    let place = |at: usize| [at / width / rows / heads, at / width / rows % heads, at / width % rows, at % width];
-    (0..batch * heads * rows * width).map(|at| f64::from(view.at(place(at)))).collect()
 }
 
 /// A key or value, and how many it stands for.
