@@ -24,12 +24,15 @@
 
 mod cache;
 pub mod clustered;
+pub mod codes;
 mod exact;
 mod local;
 mod memory;
 mod nats;
 mod options;
 mod owned;
+pub mod vq;
+pub mod vq_qk;
 
 pub use clustered::Clustered;
 pub use exact::Exact;
@@ -37,6 +40,8 @@ pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
 pub use nats::Nats;
 pub use options::{OptionError, SetOption};
+pub use vq::Vq;
+pub use vq_qk::VqQk;
 
 use crate::oracle::Oracle;
 use crate::{Dims, Error, Output, Par, Problem, Saved, Sight, View, ViewMut};
@@ -72,6 +77,8 @@ pub struct Limit {
     pub options: &'static [(&'static str, &'static str)],
     /// Tensors of integers and their one value.
     pub tensors: &'static [(&'static str, i64)],
+    /// Codebooks, and the tensor all of whose rows each holds.
+    pub codebooks: &'static [(&'static str, &'static str)],
 }
 
 /// What the list says of a mechanism.
@@ -465,7 +472,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Nats, Clustered);
+mechanisms!(Exact, Local, Nats, Clustered, Vq, VqQk);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.

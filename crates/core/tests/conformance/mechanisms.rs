@@ -126,6 +126,9 @@ fn at_its_limit_every_mechanism_is_exact_attention() {
             assert_eq!(*tensor, "types", "a tensor of integers that this suite can fill");
             case.types.fill(*value);
         }
+        for &(codebook, rows) in limit.codebooks {
+            case.hold_every_row(codebook, rows);
+        }
         let exact = Setting { mechanism: Mechanism::by_name("exact").expect("it is there"), tensors: Vec::new(), ..setting.clone() };
         let judged = Case { setting: exact, ..case.clone() };
         let judge = judged.judge(&judged.choose());
