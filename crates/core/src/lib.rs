@@ -18,6 +18,7 @@
 //! ```
 
 mod cluster;
+mod coded;
 mod definition;
 mod error;
 pub mod exact;
@@ -27,6 +28,7 @@ pub mod mechanism;
 pub mod oracle;
 mod par;
 mod problem;
+pub mod quantise;
 pub mod reduce;
 pub mod rows;
 mod scan;

@@ -9,12 +9,12 @@ mod dropout;
 mod forward;
 mod live;
 pub(crate) mod multiplicity;
-mod pack;
+pub(crate) mod pack;
 mod plan;
 mod received;
 mod received_backward;
 mod score;
-mod softmax;
+pub(crate) mod softmax;
 
 use crate::problem::{check_flat, expect};
 use crate::{Error, Gradients, Output, Par, Problem, Saved, ViewMut};

@@ -78,7 +78,7 @@ fn stands_on_lines(data: &[f32], [width, stride]: [usize; 2], lanes: usize) -> b
 /// Writes rows `rows` of head `h` to `into` as f32, `width` padded with zeros to whole registers, and zero rows up to
 /// `panel` rows.
 #[inline(always)]
-pub(super) fn stage_rows<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], rows: Range<usize>, into: &mut [f32]) {
+pub(crate) fn stage_rows<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], rows: Range<usize>, into: &mut [f32]) {
     let width = view.shape()[3];
     let stride = width.next_multiple_of(S::N);
     let mut staged = into.chunks_mut(stride);
@@ -91,7 +91,7 @@ pub(super) fn stage_rows<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], ro
 
 /// Transposes `2·N` staged rows of `width` into a panel `[width][2·N]`, multiplied by `factor`.
 #[inline(always)]
-pub(super) fn transpose_panel<S: Lanes>(s: S, staged: &[f32], width: usize, into: &mut [f32], factor: f32) {
+pub(crate) fn transpose_panel<S: Lanes>(s: S, staged: &[f32], width: usize, into: &mut [f32], factor: f32) {
     transpose_rows(s, (staged, width.next_multiple_of(S::N)), (2, width), into, factor);
 }
 
@@ -109,7 +109,7 @@ fn transpose_rows<S: Lanes>(s: S, (from, stride): (&[f32], usize), (halves, widt
 /// Rows of a head as a panel `[width][2·N]`, multiplied by `factor`; lanes beyond `rows` are zero, or anything where the
 /// upper register has none. Rows that are whole registers of f32 are read where they stand, others by way of `staged`.
 #[inline(always)]
-pub(super) fn panel<S: Lanes>(
+pub(crate) fn panel<S: Lanes>(
     s: S,
     (view, [b, h]): (&View<'_>, [usize; 2]),
     rows: Range<usize>,

@@ -9,7 +9,7 @@
 
 use super::plan::Class;
 use super::score::{Biased, Masked, MaskedBiased, Meeting, Plain, Rich, Variant};
-use crate::simd::{Across, Lanes, Rows, Task, product};
+use crate::simd::{Across, Lanes, Left, Rows, Task, product};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -290,7 +290,7 @@ impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
 
 /// `acc[r][·] += Σ_t a[r][t] · b[t][·]` for `R` rows of `width` values.
 #[inline(always)]
-pub(super) fn add_product<S: Lanes, const R: usize>(s: S, (acc, width): (&mut [f32], usize), a: Across<'_>, b: Rows<'_>, steps: usize) {
+pub(crate) fn add_product<S: Lanes, const R: usize>(s: S, (acc, width): (&mut [f32], usize), a: impl Left, b: Rows<'_>, steps: usize) {
     let mut column = 0;
     while column + 2 * S::N <= width {
         add_columns::<S, R, 2>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], b.stride), steps);
@@ -302,13 +302,7 @@ pub(super) fn add_product<S: Lanes, const R: usize>(s: S, (acc, width): (&mut [f
 }
 
 #[inline(always)]
-fn add_columns<S: Lanes, const R: usize, const C: usize>(
-    s: S,
-    (acc, width): (&mut [f32], usize),
-    a: Across<'_>,
-    b: Rows<'_>,
-    steps: usize,
-) {
+fn add_columns<S: Lanes, const R: usize, const C: usize>(s: S, (acc, width): (&mut [f32], usize), a: impl Left, b: Rows<'_>, steps: usize) {
     let mut start = [[s.zero(); C]; R];
     for (r, row) in start.iter_mut().enumerate() {
         for (c, x) in row.iter_mut().enumerate() {

@@ -73,7 +73,7 @@ impl Config for Exact {
         needs: &[&[]],
         square: false,
         traces: &["lse", "received"],
-        limit: Some(Limit { options: &[], tensors: &[] }),
+        limit: Some(Limit { options: &[], tensors: &[], codebooks: &[] }),
         steps_are_exact: false,
         trial: &[],
     };

@@ -43,7 +43,7 @@ impl Config for Local {
         needs: &[&[]],
         square: false,
         traces: &["lse", "received"],
-        limit: Some(Limit { options: &[("window", "1000000")], tensors: &[] }),
+        limit: Some(Limit { options: &[("window", "1000000")], tensors: &[], codebooks: &[] }),
         steps_are_exact: false,
         trial: &[],
     };

@@ -25,6 +25,7 @@
 mod cache;
 mod carried;
 pub mod clustered;
+pub mod codes;
 mod composition;
 mod exact;
 pub mod gated_linear;
@@ -35,6 +36,8 @@ mod memory;
 mod nats;
 mod options;
 mod owned;
+pub mod vq;
+pub mod vq_qk;
 
 pub use carried::Carried;
 pub use clustered::Clustered;
@@ -47,6 +50,8 @@ pub use local::Local;
 pub use memory::{Memory, Token, Tokens};
 pub use nats::{Nats, Typing};
 pub use options::{OptionError, SetOption};
+pub use vq::Vq;
+pub use vq_qk::VqQk;
 
 use crate::oracle::Oracle;
 use crate::{Dims, Error, Output, Par, Problem, Saved, Sight, View, ViewMut};
@@ -82,6 +87,8 @@ pub struct Limit {
     pub options: &'static [(&'static str, &'static str)],
     /// Tensors of integers and their one value.
     pub tensors: &'static [(&'static str, i64)],
+    /// Codebooks, and the tensor all of whose rows each holds.
+    pub codebooks: &'static [(&'static str, &'static str)],
 }
 
 /// What the list says of a mechanism.
@@ -504,7 +511,7 @@ macro_rules! mechanisms {
     };
 }
 
-mechanisms!(Exact, Local, Nats, Clustered, Hyper, Linear, GatedLinear);
+mechanisms!(Exact, Local, Nats, Clustered, Linear, GatedLinear, Vq, VqQk, Hyper);
 
 impl Mechanism {
     /// Chooses and attends, where no gradient will be wanted.

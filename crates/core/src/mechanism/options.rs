@@ -88,3 +88,24 @@ impl<T: SetOption + Default> SetOption for Option<T> {
         Ok(())
     }
 }
+
+/// A count that is not 0.
+pub(super) trait SetPositive {
+    /// Parses `value` into the field.
+    ///
+    /// # Errors
+    /// If it is no integer, or 0.
+    fn set_positive(&mut self, name: &'static str, value: &str) -> Result<(), OptionError>;
+}
+
+impl SetPositive for usize {
+    fn set_positive(&mut self, name: &'static str, value: &str) -> Result<(), OptionError> {
+        let (about, mut count) = ((name, "an integer of at least 1"), 0);
+        SetOption::set_option(&mut count, about, value)?;
+        if count == 0 {
+            return Err(refuse(about, value));
+        }
+        *self = count;
+        Ok(())
+    }
+}

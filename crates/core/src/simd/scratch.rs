@@ -6,6 +6,15 @@ pub struct Aligned<T> {
     values: Vec<T>,
 }
 
+impl<T: Copy + Default> Clone for Aligned<T> {
+    fn clone(&self) -> Self {
+        let length = self.values.len().saturating_sub(64 / size_of::<T>());
+        let mut copy = Self::zeros(length);
+        copy.take(length).copy_from_slice(self.get(length));
+        copy
+    }
+}
+
 impl<T: Copy + Default> Aligned<T> {
     /// An empty buffer.
     pub const fn new() -> Self {

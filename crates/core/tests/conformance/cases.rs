@@ -173,6 +173,16 @@ impl Case {
         }
     }
 
+    /// Fills a codebook with all rows of a tensor, whatever their batch row.
+    pub fn hold_every_row(&mut self, codebook: &str, rows: &str) {
+        let from = if rows == "q" { &self.heads.q } else { &self.heads.k };
+        let [batch, heads, count, width] = from.shape;
+        let of = |h: usize, b: usize| &from.floats()[(b * heads + h) * count * width..][..count * width];
+        let values = (0..heads).flat_map(|h| (0..batch).flat_map(move |b| of(h, b))).copied().collect();
+        let filled = Tensor::new([1, heads, batch * count, width], values);
+        *(if codebook == "codebook_q" { &mut self.codebook_q } else { &mut self.codebook }) = filled;
+    }
+
     pub fn pass(&self) -> Pass {
         Pass { training: true, seed: self.seed, step: 1 }
     }

@@ -134,6 +134,9 @@ fn at_its_limit_every_mechanism_is_exact_attention() {
             assert_eq!(*tensor, "types", "a tensor of integers that this suite can fill");
             case.types.fill(*value);
         }
+        for &(codebook, rows) in limit.codebooks {
+            case.hold_every_row(codebook, rows);
+        }
         let judged = as_exact(&case);
         let judge = judged.judge(&judged.choose());
         let found = case.run(&case.choose(), Par::default());

@@ -146,7 +146,7 @@ impl Config for Clustered {
         needs: &[&["x"], &["x", "threshold"]],
         square: true,
         traces: &["lse", "assignment", "sizes", "representatives"],
-        limit: Some(Limit { options: &[("threshold", "2")], tensors: &[] }),
+        limit: Some(Limit { options: &[("threshold", "2")], tensors: &[], codebooks: &[] }),
         steps_are_exact: false,
         trial: &[],
     };

@@ -86,7 +86,7 @@ impl Config for Hyper {
         needs: &[&[], &["hyperplanes"]],
         square: false,
         traces: &["lse", "order_q", "order_k", "buckets_q", "buckets_k"],
-        limit: Some(Limit { options: &[("block", "1000000"), ("min_len", "1000000")], tensors: &[] }),
+        limit: Some(Limit { options: &[("block", "1000000"), ("min_len", "1000000")], tensors: &[], codebooks: &[] }),
         steps_are_exact: true,
         trial: &[("block", "4"), ("samples", "3"), ("min_len", "5")],
     };

@@ -132,7 +132,7 @@ impl Config for Nats {
         needs: &[&["types"], &["type_logits"]],
         square: false,
         traces: &["lse", "received", "until", "types"],
-        limit: Some(Limit { options: &[], tensors: &[("types", GLOBAL)] }),
+        limit: Some(Limit { options: &[], tensors: &[("types", GLOBAL)], codebooks: &[] }),
         steps_are_exact: false,
         trial: &[],
     };
