@@ -21,3 +21,4 @@ golden *arguments:
     python3 golden/rows.py {{arguments}}
     python3 golden/nats.py {{arguments}}
     python3 golden/reduce.py {{arguments}}
+    python3 golden/vq.py {{arguments}}
