@@ -23,3 +23,4 @@ golden *arguments:
     python3 golden/clustered.py {{arguments}}
     python3 golden/linear.py {{arguments}}
     python3 golden/reduce.py {{arguments}}
+    python3 golden/vq.py {{arguments}}

@@ -1,9 +1,9 @@
 //! Backward: from the last block to the first, weights from the log-sum-exp.
 //!
-//! `P_is = e^(x_is - lse_i)`, `D_i = dO_i·O_i`. A far code's slope is `dS_is = P_is (dO_i·U_s - n_s D_i)`, a near key's `P_ij (dO_i·v_j - D_i)`;
-//! `dq_i = scale Σ_s dS_is C_s`, near slopes added to those of their codes. Keys have gradients straight through their codewords. What queries
-//! leave for far keys is kept per code ([`State`]), and a key takes it at the block where it ceases to be far: `O(N S Dk Dv)` instead of N².
-//! Keys after a gap take theirs in a second walk, from the first block to the last.
+//! `P_is = e^(x_is - lse_i)`, `D_i = dO_i·O_i`. A far code's slope is `dS_is = P_is (dO_i·U_s - n_s D_i)`, a near key's `P_ij (dO_i·v_j -
+//! D_i)`; `dq_i = scale Σ_s dS_is C_s`, near slopes added to those of their codes. Keys have gradients straight through their codewords.
+//! What queries leave for far keys is kept per code ([`State`]), and a key takes it at the block where it ceases to be far: `O(N S Dk
+//! Dv)` instead of N². Keys after a gap take theirs in a second walk, from the first block to the last.
 //!
 //! Gradients are linear in what was left: pieces walk at the same time, and a piece's keys take the states of later pieces at the end.
 

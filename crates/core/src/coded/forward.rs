@@ -68,7 +68,7 @@ pub(super) struct Shared<'a> {
 
 impl Shared<'_> {
     /// Rows that belong to no sequence are zeros.
-    fn clear_padding(&self) {
+    pub(super) fn clear_padding(&self) {
         let zeros = vec![0.0; self.coded.dims.dv];
         for [b, n] in self.coded.padding() {
             (0..self.coded.dims.heads).for_each(|h| self.o.write(b, h, n, |_| &zeros));

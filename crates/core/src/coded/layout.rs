@@ -101,6 +101,11 @@ impl Sequence {
         (0..problem.sight.sequences(&problem.dims)).map(of).collect()
     }
 
+    /// The same keys and so many queries.
+    pub(crate) fn with_queries(&self, count: usize) -> Self {
+        Sequence { queries: 0..count, first: 0, ..self.clone() }
+    }
+
     /// The numbers of its blocks.
     pub(crate) fn blocks(&self, rule: &Rule) -> Range<i64> {
         let length = rule.length();

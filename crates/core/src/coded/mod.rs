@@ -1,13 +1,15 @@
 //! Attention over keys that are codewords: softmax over `s_ij = scale q_i·C_c(j)`, where c(j) is the code of key j.
 //!
 //! All keys of a code have one logit, so those that a whole block of queries sees come to one key per code: with `n_s` of them and `U_s`
-//! the sum of their values, `o_i = (Σ_s e^(x_is - m) U_s + Σ_near e^(x_ic(j) - m) v_j) / (Σ_s e^(x_is - m) n_s + Σ_near e^(x_ic(j) - m))`. Logits and exponentials
-//! are computed once per query and code; a near key takes the row of its code, masked. m is the largest logit that the query sees.
+//! the sum of their values, `x` the logits and `m` the largest one that query i sees,
+//! `o_i = (Σ_s e^(x_is - m) U_s + Σ_near e^(x_ij - m) v_j) / (Σ_s e^(x_is - m) n_s + Σ_near e^(x_ij - m))`.
+//! Logits and exponentials are computed once per query and code; a near key takes the row of its code, masked.
 //!
 //! Logits come from queries and codewords, or from a table where queries are codewords as well. A block is one job's step: a job walks
 //! through the blocks of a piece of one sequence and kv head, so that counts and sums go from block to block.
 
 mod backward;
+mod broadcast;
 mod careful;
 mod decode;
 mod forward;
@@ -42,7 +44,9 @@ pub(crate) struct Coded<'a> {
 impl Coded<'_> {
     pub(crate) fn forward(&self, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
         out.check(&self.dims, self.v.dtype())?;
-        forward::run(self, out, par);
+        if !broadcast::run(self, out, par) {
+            forward::run(self, out, par);
+        }
         Ok(())
     }
 

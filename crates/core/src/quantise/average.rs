@@ -1,7 +1,8 @@
 //! Codebooks that follow the keys by moving averages (van den Oord et al. 2017; floor and weights as in Lingle 2023).
 //!
-//! With `n_s` keys of code s in a batch and their sum `z_s`: `N_s ← γ N_s + (1-γ) n_s`, `Z_s ← γ Z_s + (1-γ) z_s`, `C_s = Z_s / max(N_s, floor)`.
-//! A code whose `N_s` falls below the floor is dead and starts again at a key drawn from the batch, as if that had been its one key.
+//! With `n_s` keys of code s in a batch and their sum `z_s`: `N_s ← γ N_s + (1-γ) n_s`, `Z_s ← γ Z_s + (1-γ) z_s`, `C_s = Z_s / max(N_s,
+//! floor)`. A code whose `N_s` falls below the floor is dead and starts again at a key drawn from the batch, as if that had been its one
+//! key.
 
 use super::Codewords;
 use crate::problem::expect;

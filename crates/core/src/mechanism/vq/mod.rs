@@ -1,18 +1,18 @@
 //! Attention over quantised keys: every key is read as the nearest of `S` codewords, so that however many there are they come to S logits.
 //!
-//! `c(j) = argmin_s ‖k_j - C_s‖²` per kv head (ties to the lowest), `o_i = softmax_j(scale q_i·C_c(j)) V` over the keys that query i sees. With `n_s` keys
-//! of code s before a block's first query and `mean_s` of their values, those have the logit `scale q·C_s + ln n_s` and the value `mean_s`; the
-//! block's own keys are masked one by one, with the logits of their codes. Blocks change nothing but rounding: ones longer than 128
-//! run as 128, and bidirectional attention has none. `recent` and `exclude_recent`: with the latter the `recent` most recent keys (own
-//! included; bidirectional: those at distances below `recent`) are left out, so that together with `local` of that window, merged by the
-//! log-sum-exp, every key is read once.
+//! `c(j) = argmin_s ‖k_j - C_s‖²` per kv head (ties to the lowest), `o_i = softmax_j(scale q_i·C_c(j)) V` over the keys that query i
+//! sees. With `n_s` keys of code s before a block's first query and `mean_s` of their values, those have the logit `scale q·C_s + ln n_s`
+//! and the value `mean_s`; the block's own keys are masked one by one, with the logits of their codes. Blocks change nothing but
+//! rounding: ones longer than 128 run as 128, and bidirectional attention has none. `recent` and `exclude_recent`: with the latter the
+//! `recent` most recent keys (own included; bidirectional: those at distances below `recent`) are left out, so that together with `local`
+//! of that window, merged by the log-sum-exp, every key is read once.
 //!
-//! Shapes: q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, codebook `[1,G,S,Dk]`. Time `N S (2 Dk + Dv)`, assignment included; backward `N S Dk Dv`, since the gradient
-//! of a key `scale Σ_i P_ij (dO_i·v_j - D_i) q_i` is a matrix per code applied to v_j. A state holds S counts and sums of values, and with
-//! `exclude_recent` a ring of `recent`.
+//! Shapes: q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, codebook `[1,G,S,Dk]`. Time `N S (2 Dk + Dv)`, assignment included; backward
+//! `N S Dk Dv`, since the gradient of a key `scale Σ_i P_ij (dO_i·v_j - D_i) q_i` is a matrix per code applied to v_j. A state holds S
+//! counts and sums of values, and with `exclude_recent` a ring of `recent`.
 //!
-//! Gradients of keys go straight through; the codebook has none and follows by moving averages ([`crate::quantise::Codebook`]). The loss is the commitment
-//! `beta · mean_j ‖k_j - C_c(j)‖²`. Where the codebook holds every key it is exact attention. Lingle 2023.
+//! Gradients of keys go straight through; the codebook has none and follows by moving averages ([`crate::quantise::Codebook`]). The loss
+//! is the commitment `beta · mean_j ‖k_j - C_c(j)‖²`. Where the codebook holds every key it is exact attention. Lingle 2023.
 
 use super::codes::{Codes, Coding, Ground, Held, Tallies, codebook, codewords, only_of_heads, oracle};
 use super::exact::unknown;

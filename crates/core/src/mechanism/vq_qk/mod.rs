@@ -1,14 +1,14 @@
 //! Attention of quantised queries over quantised keys: `o_i = softmax_j(scale C^q_a(i)·C_c(j)) V`, codes as in `vq`, of queries by head.
 //!
-//! Logits come from a table `[S_q, S_k]`, computed once per head. Bidirectional: all queries of one code share one output. Causal: counts and
-//! sums of values per code of the keys before each block, and the block's own keys with the logits of their codes; every row's maximum is
-//! taken off before a power. Blocks change nothing but rounding; ones longer than 128 run as 128.
+//! Logits come from a table `[S_q, S_k]`, computed once per head. Bidirectional: all queries of one code share one output. Causal: counts
+//! and sums of values per code of the keys before each block, and the block's own keys with the logits of their codes; every row's
+//! maximum is taken off before a power. Blocks change nothing but rounding; ones longer than 128 run as 128.
 //!
-//! Shapes: q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, codebook_q `[1,H,S_q,Dk]`, codebook `[1,G,S_k,Dk]`. Time `N (S_q Dk + S_k Dk + S_k Dv)`, assignment included. A
-//! state holds S_k counts and sums of values.
+//! Shapes: q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, codebook_q `[1,H,S_q,Dk]`, codebook `[1,G,S_k,Dk]`. Time `N (S_q Dk + S_k Dk +
+//! S_k Dv)`, assignment included. A state holds S_k counts and sums of values.
 //!
-//! Gradients of queries and keys go straight through; codebooks have none ([`crate::quantise::Codebook`]). Where they hold every query and key it is
-//! exact attention. After Lingle 2023.
+//! Gradients of queries and keys go straight through; codebooks have none ([`crate::quantise::Codebook`]). Where they hold every query
+//! and key it is exact attention. After Lingle 2023.
 
 use super::codes::{Codes, Coding, Ground, Held, Tallies, codebook, codewords, only_of_heads, oracle};
 use super::exact::unknown;

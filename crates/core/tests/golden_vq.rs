@@ -1,0 +1,213 @@
+//! The golden files of `golden/vq.py`: the definition and the kernel against attention over codewords written a second time, dense, in
+//! PyTorch, with gradients by autograd.
+
+mod common;
+
+use common::data::{Tensors, repository};
+use common::heads::Tensor;
+use common::{levels, values};
+use regard_core::mechanism::{Choices, Gradients, Inputs, Mechanism, Pass, Plan, Planned};
+use regard_core::oracle::{Oracle, Storage};
+use regard_core::{Output, Par, Saved, Sight};
+use std::collections::HashMap;
+
+/// One golden file: inputs as the kernel reads them, results as they were written.
+struct Golden {
+    name: String,
+    file: Tensors,
+    mechanism: Mechanism,
+    causal: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    d_o: Tensor,
+    codebook: Tensor,
+    codebook_q: Option<Tensor>,
+    lengths: Option<Vec<usize>>,
+    lengths_q: Option<Vec<usize>>,
+}
+
+impl Golden {
+    fn all() -> Vec<Golden> {
+        let folder = repository().join("golden/vq");
+        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        paths.sort();
+        assert_eq!(paths.len(), 12, "{}", folder.display());
+        paths.iter().map(|path| Golden::read(path)).collect()
+    }
+
+    fn read(path: &std::path::Path) -> Self {
+        let file = Tensors::read(path);
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let mut options = file.options();
+        let mut mechanism = Mechanism::by_name(&options.remove("mechanism").expect("it is written")).expect("it is listed");
+        let causal = options.remove("causal").expect("it is written") == "true";
+        for (option, value) in options {
+            mechanism.set(&option, &value).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let find = |name: &str| {
+            let array = file.floats(name)?;
+            let shape = [vec![1; 4 - array.shape.len()], array.shape.clone()].concat();
+            Some(Tensor::new(shape.try_into().expect("four dimensions"), narrowed(&array.values)))
+        };
+        let tensor = |name: &str| find(name).unwrap_or_else(|| panic!("{name} is not there"));
+        let counts = |name| Some(file.integers(name)?.values.iter().map(|&n| n as usize).collect());
+        Golden {
+            name,
+            mechanism,
+            causal,
+            q: tensor("q"),
+            k: tensor("k"),
+            v: tensor("v"),
+            d_o: tensor("do"),
+            codebook: tensor("codebook"),
+            codebook_q: find("codebook_q"),
+            lengths: counts("lengths"),
+            lengths_q: counts("lengths_q"),
+            file,
+        }
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        let mut sight = if self.causal { Sight::causal() } else { Sight::full() };
+        if let Some(lengths) = &self.lengths {
+            sight = sight.lengths(lengths);
+        }
+        if let Some(lengths) = &self.lengths_q {
+            sight = sight.lengths_q(lengths);
+        }
+        Inputs {
+            codebook: Some(self.codebook.view()),
+            codebook_q: self.codebook_q.as_ref().map(Tensor::view),
+            ..Inputs::new(self.q.view(), self.k.view(), self.v.view(), sight)
+        }
+    }
+
+    fn choose(&self, inputs: &Inputs<'_>) -> Choices {
+        self.mechanism.choose(inputs, Pass::default(), Par::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    fn plan<'a>(&'a self, inputs: &Inputs<'a>, choices: &'a Choices) -> Planned<'a> {
+        self.mechanism.plan(inputs, choices, Pass::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    fn expected(&self, name: &str) -> Vec<f64> {
+        self.file.floats(&format!("expected_{name}")).unwrap_or_else(|| panic!("{} has no expected_{name}", self.name)).values
+    }
+}
+
+/// The same numbers in f32; fails where one is not exact in it.
+fn narrowed(values: &[f64]) -> Vec<f32> {
+    let narrow = |&x: &f64| {
+        assert_eq!(f64::from(x as f32), x, "an input is not exact in f32");
+        x as f32
+    };
+    values.iter().map(narrow).collect()
+}
+
+/// Everything that the kernel computes.
+fn run(golden: &Golden, plan: &Planned<'_>, par: Par) -> Vec<(&'static str, Vec<f64>)> {
+    let mut o = Tensor::unfilled(Storage::F32, golden.d_o.shape);
+    let mut lse = vec![f32::NAN; golden.d_o.shape[..3].iter().product()];
+    plan.forward(&mut Output { o: o.view_mut(), lse: Some(&mut lse) }, par).unwrap();
+    let [mut dq, mut dk, mut dv] = [&golden.q, &golden.k, &golden.v].map(|x| Tensor::unfilled(Storage::F32, x.shape));
+    let [for_q, for_k, for_v] = [dq.view_mut(), dk.view_mut(), dv.view_mut()].map(Some);
+    let parts = regard_core::Gradients { dq: for_q, dk: for_k, dv: for_v, ..regard_core::Gradients::default() };
+    plan.backward(&Saved { o: o.view(), lse: &lse, d_o: golden.d_o.view() }, &mut parts.into(), par).unwrap();
+    let lse = lse.iter().map(|&x| f64::from(x)).collect();
+    let [dq, dk, dv] = [dq, dk, dv].map(|x| values(x.view()));
+    vec![("o", values(o.view())), ("lse", lse), ("dq", dq), ("dk", dk), ("dv", dv)]
+}
+
+/// Fails where a value is further from the written one than its budget; gives the worst share of it.
+fn near(how: &str, found: &[f64], expected: &[f64], budget: impl Fn(usize) -> f64) -> f64 {
+    assert_eq!(found.len(), expected.len(), "{how}");
+    let differ = found.iter().zip(expected).enumerate().filter(|(_, (x, y))| x != y);
+    let share = |(i, (x, y)): (usize, (&f64, &f64))| {
+        let share = (x - y).abs() / budget(i);
+        assert!(share <= 1.0, "{how}[{i}] is {x:e}, written {y:e}, {share:.2} of the budget");
+        share
+    };
+    differ.map(share).fold(0.0, f64::max)
+}
+
+#[test]
+fn codes_and_losses_are_those_of_every_file() {
+    for golden in Golden::all() {
+        let inputs = golden.inputs();
+        let choices = golden.choose(&inputs);
+        let plan = golden.plan(&inputs, &choices);
+        for trace in plan.traces() {
+            let expected = golden.file.integers(&format!("expected_{}", trace.name)).expect("it is written");
+            assert_eq!((trace.shape, trace.values), (expected.shape, expected.values), "{} of {}", trace.name, golden.name);
+        }
+        let loss: Vec<f64> = plan.loss().into_iter().collect();
+        let expected = golden.file.floats("expected_loss").map_or_else(Vec::new, |loss| loss.values);
+        near(&format!("loss of {}", golden.name), &loss, &expected, |i| 1e-12 * expected[i]);
+    }
+}
+
+#[test]
+fn the_definition_agrees_with_every_file() {
+    for golden in Golden::all() {
+        let inputs = golden.inputs();
+        let choices = golden.choose(&inputs);
+        let oracle = golden.plan(&inputs, &choices).oracle();
+        let truth = oracle.truth(Some(&values(golden.d_o.view())));
+        assert_eq!(truth.iter().map(|defined| defined.name).collect::<Vec<_>>(), ["o", "lse", "dq", "dk", "dv"]);
+        for defined in &truth {
+            let expected = golden.expected(defined.name);
+            let how = format!("{} of {}", defined.name, golden.name);
+            near(&how, &defined.values, &expected, |i| 1e-12 * defined.sizes[i].max(expected[i].abs()));
+        }
+    }
+}
+
+/// The largest error of each tensor that a plain f32 implementation makes. A file has few numbers, so other signs in v count, too.
+fn plain_errors(oracle: &mut dyn Oracle, d_o: &[f64]) -> HashMap<&'static str, f64> {
+    let mut worst = HashMap::new();
+    for turn in 0..6 {
+        let truth = oracle.truth(Some(d_o));
+        for (plain, truth) in oracle.plain(Some(d_o), Storage::F32).iter().flat_map(|all| all.iter().zip(&truth)) {
+            let errors = plain.values.iter().zip(&truth.values).filter(|(x, y)| x != y).map(|(x, y)| (x - y).abs());
+            let worst = worst.entry(truth.name).or_insert(0.0);
+            *worst = errors.fold(*worst, f64::max);
+        }
+        let (_, v) = oracle.leaves().into_iter().find(|(name, _)| *name == "v").expect("every definition has values");
+        v.iter_mut().skip(turn).step_by(turn + 2).for_each(|x| *x = -*x);
+    }
+    worst
+}
+
+#[test]
+fn the_kernel_keeps_the_budget_on_every_file() {
+    let mut worst = 0.0f64;
+    for golden in Golden::all() {
+        let inputs = golden.inputs();
+        let choices = golden.choose(&inputs);
+        let plan = golden.plan(&inputs, &choices);
+        let (mut oracle, d_o) = (plan.oracle(), values(golden.d_o.view()));
+        let truth = oracle.truth(Some(&d_o));
+        let plain = plain_errors(oracle.as_mut(), &d_o);
+        for level in levels() {
+            for (name, found) in run(&golden, &plan, Par::default().level(level)) {
+                let (expected, how) = (golden.expected(name), format!("{name} at {level} in {}", golden.name));
+                let defined = truth.iter().find(|defined| defined.name == name).expect("it is defined");
+                worst = worst.max(near(&how, &found, &expected, |i| 2.0 * plain[name] + 1e-6 * defined.sizes[i]));
+            }
+        }
+    }
+    println!("worst error/budget {worst:.2}");
+}
+
+#[test]
+fn every_option_and_tensor_has_a_file() {
+    let files = Golden::all();
+    for option in ["mechanism", "causal", "block", "recent", "exclude_recent", "beta", "scale"] {
+        assert!(files.iter().any(|golden| golden.file.options().contains_key(option)), "no file with {option}");
+    }
+    for tensor in ["codebook_q", "lengths", "lengths_q", "expected_codes_q", "expected_loss"] {
+        assert!(files.iter().any(|golden| golden.file.names().contains(&tensor.to_owned())), "no file with {tensor}");
+    }
+}
