@@ -11,7 +11,7 @@ pub fn of(bench: &Bench) -> Vec<String> {
         let of_setup: Vec<&Measurement> = bench.results.iter().filter(|each| Setup::of(each) == setup).collect();
         for (i, each) in of_setup.iter().enumerate() {
             let same = |other: &&Measurement| other.mechanism == each.mechanism && other.options == each.options;
-            if of_setup[..i].iter().any(|earlier| same(&earlier)) {
+            if of_setup[..i].iter().any(same) {
                 continue;
             }
             let lengths = of_setup.iter().copied().filter(same).map(|other| other.length).collect();
