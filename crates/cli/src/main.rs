@@ -1,4 +1,4 @@
-//! `regard`: attention on files of tensors, how fast it is on this machine, and vectors of texts.
+//! `regard`: attention on files of tensors, how fast it is on this machine, vectors of texts, and pages of what was measured.
 //!
 //! Results go to standard output, progress and warnings to standard error. The program ends with 0 when all is done, 2
 //! when it was called wrongly, 1 when a file, a tensor or the machine stands in the way.
@@ -14,6 +14,7 @@ mod list;
 mod machine;
 mod memory;
 mod output;
+mod report;
 mod tensor;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -42,6 +43,7 @@ enum Verb {
     Attend(attend::Attend),
     Bench(bench::Bench),
     Embed(embed::Embed),
+    Report(report::Report),
     /// Print a script that completes this program's arguments in a shell
     #[command(after_help = "Example:\n  regard completions bash > ~/.local/share/bash-completion/completions/regard")]
     Completions {
@@ -67,6 +69,7 @@ fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Attend(attend) => attend::run(&attend),
         Verb::Bench(bench) => bench::run(&bench),
         Verb::Embed(embed) => embed::run(&embed),
+        Verb::Report(report) => report::run(&report),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "regard", &mut script);
