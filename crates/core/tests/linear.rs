@@ -90,6 +90,13 @@ impl Judge {
         Judge { truth: truth.into_iter().zip(errors).map(with).collect() }
     }
 
+    /// A sibling's rounding counts too: constant gates round the same way at every token, by luck hardly or a lot.
+    fn allow(&mut self, sibling: &Judge) {
+        for ((.., own), (.., plain)) in self.truth.iter_mut().zip(&sibling.truth) {
+            *own = own.max(*plain);
+        }
+    }
+
     fn check(&self, found: &Found, how: &str) {
         assert_eq!(self.truth.len(), found.len(), "{how}");
         for ((name, values, sizes, plain), (_, found)) in self.truth.iter().zip(found) {
@@ -130,8 +137,17 @@ fn the_chunk_changes_no_result_of_gated_linear_however_fast_it_forgets() {
         ("weak", gates(dims, |_| -0.01)),
     ];
     for (name, gates) in &every {
+        let judge_of = |heads: &Heads, gates: &Tensor| {
+            let inputs = inputs(heads, Some(gates), Sight::causal());
+            Judge::new(oracle(&gated(&[]), &inputs).as_ref(), &heads.d_o)
+        };
+        let mut judge = judge_of(&heads, gates);
+        for seed in 1..=3u8 {
+            let mut sibling = gates.clone();
+            sibling.floats_mut().iter_mut().for_each(|gate| *gate *= 1.0 - f32::from(seed) / 50.0);
+            judge.allow(&judge_of(&Heads::single(dims, 20 + u64::from(seed)), &sibling));
+        }
         let inputs = inputs(&heads, Some(gates), Sight::causal());
-        let judge = Judge::new(oracle(&gated(&[]), &inputs).as_ref(), &heads.d_o);
         for (chunk, level) in CHUNKS.into_iter().flat_map(|chunk| levels().map(move |level| (chunk, level))) {
             let found = run(&gated(&[("chunk", chunk)]), &inputs, &heads.d_o, Par::default().level(level));
             judge.check(&found, &format!("{name}, chunk {chunk} at {level}"));
@@ -335,16 +351,10 @@ fn refusals_name_the_numbers() {
 fn steps_refuse_what_does_not_fit() {
     let dims = sizes([2, 1], [9, 9], [4, 3]);
     let (heads, still) = (Heads::single(dims, 16), gates(dims, |_| 0.0));
-    let token = |gates: Option<&Tensor>| {
+    let ask = |mechanism: &Mechanism, gates: Option<&Tensor>| {
         let mut kept = Tokens::new(rows(&heads.k, 0..1), rows(&heads.v, 0..1));
-        kept.gates = gates.map(|gates| match gates.shape[2] {
-            1 => gates.view(),
-            _ => rows(&still, 0..1),
-        });
-        kept
-    };
-    let ask = |mechanism: &Mechanism, gates| {
-        let token = Token { q: rows(&heads.q, 0..1), kept: token(gates), bias: None, mask: None };
+        kept.gates = gates.map(|gates| rows(gates, 0..1));
+        let token = Token { q: rows(&heads.q, 0..1), kept, bias: None, mask: None };
         step(&mut mechanism.start().unwrap(), token, dims).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!(ask(&gated(&[]), Some(&still)), Ok(()));
