@@ -281,6 +281,170 @@ fn a_query_that_is_not_a_number_spoils_its_own_row() {
     assert_confined(&Heads::single(sizes([2, 1], [3, 150], [16, 16]), 12), Sight::causal(), spoil, |row| row == 1);
 }
 
+/// A tensor, one of its heads and a row that holds something not finite.
+#[derive(Debug, Clone, Copy)]
+struct Stain {
+    tensor: &'static str,
+    head: usize,
+    row: usize,
+    value: f32,
+}
+
+impl Stain {
+    fn on(self, heads: &Heads) -> Heads {
+        let mut stained = heads.clone();
+        let tensor = match self.tensor {
+            "q" => &mut stained.q,
+            "k" => &mut stained.k,
+            "v" => &mut stained.v,
+            _ => &mut stained.d_o,
+        };
+        let [_, _, rows, width] = tensor.shape;
+        tensor.floats_mut()[(self.head * rows + self.row) * width + 2] = self.value;
+        stained
+    }
+
+    /// Which rows of each result it reaches, told by visibility alone: the definition of each result says what it is made of.
+    fn reach(self, definition: &Definition) -> impl Fn(&str, usize) -> bool {
+        let Definition { heads, kv_heads, queries, keys, .. } = *definition;
+        let group = heads / kv_heads;
+        let pairs = |row: usize| (0..keys).filter(move |&j| definition.visible(0, row / queries, row % queries, j));
+        let by_query = matches!(self.tensor, "q" | "do");
+        let meets = |row: usize| match by_query {
+            true => row == self.head * queries + self.row && pairs(row).next().is_some(),
+            false => row / queries / group == self.head && pairs(row).any(|j| j == self.row),
+        };
+        let spoilt: Vec<bool> = (0..heads * queries).map(meets).collect();
+        let mut seen = vec![[false; 2]; heads * keys];
+        for row in (0..heads * queries).filter(|&row| spoilt[row]) {
+            pairs(row).for_each(|j| {
+                seen[row / queries * keys + j][0] = true;
+                seen[row / queries / group * keys + j][1] = true;
+            });
+        }
+        let visible: Vec<bool> = (0..heads * queries * keys)
+            .map(|at| spoilt[at / keys] && definition.visible(0, at / keys / queries, at / keys % queries, at % keys))
+            .collect();
+        move |name, row| match (name, self.tensor) {
+            ("o" | "lse" | "received", "do") | ("lse" | "received" | "dv", "v") => false,
+            ("o" | "lse" | "dq", _) => spoilt[row],
+            ("received", _) => seen[row][0],
+            ("dk" | "dv" | "dkey_bias", _) => seen[row][1],
+            _ => visible[row],
+        }
+    }
+}
+
+/// Fails unless a stain reaches exactly the rows that see it, and all others keep the budget.
+fn assert_reach(name: &str, heads: &Heads, (sight, scores): (Sight<'_>, Scores<'_>), stains: &[Stain]) {
+    let Dims { dk, dv, .. } = heads.dims;
+    let judge = heads.judge(&heads.problem(sight, scores));
+    for par in pars() {
+        let clean = heads.run(&heads.problem(sight, scores), par);
+        for stain in stains {
+            let stained = stain.on(heads);
+            let reached = stain.reach(&judge.definition);
+            let mut outcome = stained.run(&stained.problem(sight, scores), par);
+            for (tensor, values) in &mut outcome.tensors {
+                let width = if matches!(*tensor, "o" | "dv") {
+                    dv
+                } else if matches!(*tensor, "dq" | "dk") {
+                    dk
+                } else {
+                    1
+                };
+                for (row, (values, clean)) in values.chunks_mut(width).zip(clean.get(tensor).chunks(width)).enumerate() {
+                    if reached(tensor, row) {
+                        assert!(values.iter().any(|x| !x.is_finite()), "{tensor} row {row} is finite, {stain:?}, {par:?}, {name}");
+                        values.copy_from_slice(clean);
+                    }
+                }
+            }
+            judge.weigh(&outcome, &format!("{stain:?} at {} in {name}", par.level_in_use()));
+        }
+    }
+}
+
+/// What is not a number in every tensor, and infinities in those that are only summed; query head 2 and its kv head.
+fn stains(query: usize, key: usize) -> Vec<Stain> {
+    let with = |tensor, head, row| move |value| Stain { tensor, head, row, value };
+    let infinite = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    let summed = infinite.map(with("v", 1, key)).into_iter().chain(infinite.map(with("do", 2, query)));
+    [with("q", 2, query)(f32::NAN), with("k", 1, key)(f32::NAN)].into_iter().chain(summed).collect()
+}
+
+#[test]
+fn what_is_not_finite_reaches_whoever_sees_it_forward_and_backward() {
+    let heads = Heads::single(sizes([4, 2], [150, 150], [16, 24]), 40);
+    let check = |name: &str, sight: Sight<'_>, [query, key]: [usize; 2]| {
+        assert_reach(name, &heads, (sight, Scores::new()), &stains(query, key));
+    };
+    check("full", Sight::full(), [149, 0]);
+    check("causal, early", Sight::causal(), [1, 0]);
+    check("causal, late", Sight::causal(), [77, 101]);
+    check("window, sinks", Sight::causal().window(Some(30), None).sinks(3), [90, 60]);
+    check("a sink", Sight::causal().window(Some(30), None).sinks(3), [149, 1]);
+    check("padding", Sight::causal().lengths(&[77]).lengths_q(&[150]), [20, 77]);
+    check("lengths", Sight::full().lengths(&[77]).lengths_q(&[90]), [100, 76]);
+    check("packed", Sight::causal().offsets(&[0, 40, 100, 150], &[0, 50, 90, 150]), [60, 70]);
+    let until = [scattered(150, 41), scattered(150, 42)].concat();
+    let alive = (150..300).filter(|&j| until[j] > j as i64 - 140).map(|j| j - 150).nth(40).expect("some live on");
+    check("lifetimes, causal", Sight::causal().until(&until), [120, alive]);
+    check("lifetimes", Sight::full().until(&until), [30, alive]);
+    let random = &mut Random::new(43);
+    let mask: Vec<u8> = (0..150 * 150).map(|_| u8::from(random.chance(0.3))).collect();
+    check("mask", Sight::causal().mask(Strided::contiguous(&mask, [1, 1, 150, 150], "mask").unwrap()), [66, 33]);
+    let positions: Vec<i64> = (0..300).map(|_| random.below(150) as i64).collect();
+    let queries: Vec<i64> = (0..150).map(|i| (i * 7 % 150) as i64).collect();
+    let spans = [[0, 150], [37, 100]];
+    check("spans, positions", Sight::causal().positions(&queries, &positions).key_spans(&spans), [77, 60]);
+    check("spans", Sight::causal().key_spans(&spans), [140, 20]);
+}
+
+#[test]
+fn what_is_not_finite_reaches_whoever_sees_it_with_every_part_of_a_score() {
+    let mut heads = Heads::single(sizes([4, 2], [150, 140], [16, 24]), 44).with_bias([1, 4], 45);
+    let random = &mut Random::new(46);
+    let hidden = heads.bias.iter_mut().flat_map(|bias| bias.floats_mut().iter_mut());
+    hidden.filter(|_| random.chance(0.3)).for_each(|x| *x = f32::NEG_INFINITY);
+    let key_bias: Vec<f32> = (0..280).map(|j| if j % 5 == 3 { f32::NEG_INFINITY } else { (j as f32 * 0.3).sin() }).collect();
+    let dropout = Dropout { probability: 0.3, seed: 4, step: 1 };
+    let rich = Scores::new().softcap(4.0).alibi().key_bias(&key_bias).dropout(dropout);
+    let key_biased = Heads { bias: None, ..heads.clone() };
+    for (query, key) in [(100, 50), (60, 143 % 140), (12, 48)] {
+        assert_reach("every part", &heads, (Sight::causal(), rich), &stains(query, key));
+        let biased = Scores::new().key_bias(&key_bias);
+        assert_reach("key biases", &key_biased, (Sight::causal(), biased), &stains(query, key));
+    }
+}
+
+#[test]
+fn what_is_not_finite_reaches_whoever_sees_it_with_few_queries() {
+    let heads = Heads::single(sizes([4, 2], [3, 5000], [16, 24]), 47);
+    let check = |name: &str, sight: Sight<'_>, [query, key]: [usize; 2]| {
+        assert_reach(name, &heads, (sight, Scores::new()), &stains(query, key));
+    };
+    check("causal", Sight::causal(), [1, 4999]);
+    check("window", Sight::causal().window(Some(2499), None), [0, 2499]);
+    let until: Vec<i64> = (0..10_000).map(|j| if j % 5000 == 4100 { 4999 } else { i64::MAX }).collect();
+    check("lifetimes", Sight::causal().until(&until), [2, 4100]);
+}
+
+#[test]
+fn a_score_of_minus_infinity_hides() {
+    for dims in [sizes([2, 1], [70, 70], [16, 16]), sizes([2, 1], [3, 70], [16, 16])] {
+        let mut heads = Heads::single(dims, 48);
+        heads.q.floats_mut().iter_mut().for_each(|x| *x = x.abs());
+        let infinite = Stain { tensor: "k", head: 0, row: 33, value: f32::NEG_INFINITY }.on(&heads);
+        let mut key_bias = vec![0.0; 70];
+        key_bias[33] = f32::NEG_INFINITY;
+        let judge = heads.judge(&heads.problem(Sight::full(), Scores::new().key_bias(&key_bias)));
+        for par in pars() {
+            judge.weigh(&infinite.run(&infinite.problem(Sight::full(), Scores::new()), par), "a key far below all others");
+        }
+    }
+}
+
 #[test]
 fn later_tokens_and_other_batch_rows_change_nothing() {
     let dims = Dims { batch: 2, ..sizes([2, 1], [130, 130], [16, 16]) };

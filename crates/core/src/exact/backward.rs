@@ -8,11 +8,16 @@
 //! the number of threads and no partial dQ is stored. Jobs are handed out in ascending order of chunks, so the one waited
 //! for is always running. Of a chunk with scattered lifetimes the keys that are alive at a block of queries are kept packed
 //! ([`super::live`]); sums stand in the order of rows.
+//!
+//! Hidden pairs are multiplied as zeros, and zero times infinity is not a number. So rows of q, dO and k that are not finite
+//! are zeros where they are multiplied by P or dS. Who sees such a row still finds out: a query that is not finite has `lse`
+//! taken as NaN, so that P and dS are NaN for the keys that it sees and 0 for others; a key or value that is not finite has
+//! made `lse` or `D` of every query that sees it NaN in the forward pass.
 
 use super::chunks::Chunks;
 use super::dbias;
 use super::live::{Live, Passing};
-use super::pack::{self, Packed, Use};
+use super::pack::{self, Packed, Spare, Use};
 use super::plan::{Class, Facts, KeyList, Keys, Plan};
 use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Tile, Variant};
 use super::softmax::{add_product, bounds};
@@ -220,6 +225,8 @@ struct Scratch {
     k: Aligned<f32>,
     v: Aligned<f32>,
     live: Live,
+    /// For the keys of a chunk that stay together, and for live ones.
+    spares: [Spare; 2],
     panels: PanelScratch,
     sums: Sums,
 }
@@ -362,7 +369,7 @@ impl Task for WalkQueries<'_, '_> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let WalkQueries { chunk, scratch: Scratch { plan, facts, k, v, live, panels, sums } } = self;
+        let WalkQueries { chunk, scratch: Scratch { plan, facts, k, v, live, spares: [spare, spare_live], panels, sums } } = self;
         let (problem, shared, scope) = (chunk.problem, chunk.shared, &chunk.scope);
         chunk.list_keys(plan);
         live.begin();
@@ -370,7 +377,8 @@ impl Task for WalkQueries<'_, '_> {
         let list = Keys::Run(chunk.keys.clone());
         let together = (!scope.is_scattered()).then(|| {
             let keys = KeyList { plan, list: &list, seen_all: false };
-            pack_chunk::<S, R>(s, passing, keys, facts, [k, v])
+            let keys = pack_chunk::<S, R>(s, passing, keys, facts, [k, v]);
+            keys.guard(s, (keys.k, problem.dims.dk), spare)
         });
         let group = problem.dims.group();
         for (piece, rows) in shared.queries.iter().enumerate() {
@@ -382,7 +390,8 @@ impl Task for WalkQueries<'_, '_> {
                 Some(keys) => keys,
                 None => {
                     live.advance::<S, R>(s, passing, (horizon, high));
-                    live.keys::<S>(&problem.dims)
+                    let keys = live.keys::<S>(&problem.dims);
+                    keys.guard(s, (keys.k, problem.dims.dk), spare_live)
                 }
             };
             for block in (chunk.g * group..(chunk.g + 1) * group).filter_map(block) {
@@ -412,7 +421,7 @@ fn pack_chunk<'a, S: Lanes, const R: usize>(
     let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
     let k = pack::key_rows(s, &problem.k, at, keys, (rows, Use::Lanes), k.take(rows * dk));
     let v = pack::key_rows(s, &problem.v, at, keys, (rows, Use::Lanes), v.take(rows * dv));
-    Packed { facts, k, v }
+    Packed::new(facts, [k, v])
 }
 
 /// A block of valid query rows of one head.
@@ -435,7 +444,7 @@ impl<'a> QueryBlock<'a> {
 }
 
 impl PanelScratch {
-    /// Stages and transposes q and dO of a block.
+    /// Stages and transposes q and dO of a block. Rows that are not finite stay so in the panels only, and poison their `lse`.
     #[inline(always)]
     pub(super) fn fill<S: Lanes>(
         &mut self,
@@ -472,6 +481,9 @@ impl PanelScratch {
                 minus_delta[i] = -delta[first + row];
             }
         }
+        if !pack::is_finite(s, q) || !pack::is_finite(s, d_o) {
+            poison(s, ([q, d_o], [dk, dv]), below);
+        }
     }
 
     /// Panel `i` against a chunk of keys.
@@ -497,6 +509,21 @@ impl PanelScratch {
             dv: base.dims.dv,
         };
         (meeting, upstream)
+    }
+}
+
+/// Clears the rows of queries that are not finite, or whose upstream gradient is not, and makes their offsets NaN. Who sees
+/// nothing keeps -inf.
+#[cold]
+#[inline(always)]
+fn poison<S: Lanes>(s: S, (rows, widths): ([&mut [f32]; 2], [usize; 2]), below: &mut [f32]) {
+    let [q, d_o] = rows;
+    for ((q, d_o), below) in q.chunks_mut(widths[0]).zip(d_o.chunks_mut(widths[1])).zip(below) {
+        if !pack::is_finite(s, q) || !pack::is_finite(s, d_o) {
+            q.fill(0.0);
+            d_o.fill(0.0);
+            *below = if *below == f32::NEG_INFINITY { *below } else { f32::NAN };
+        }
     }
 }
 
@@ -644,7 +671,7 @@ impl Sums {
 fn share_of_queries<S: Lanes, const R: usize>(
     s: S,
     (dq, width): (&mut [f32], usize),
-    (slopes, Packed { facts, k, .. }): (&[f32], Packed<'_>),
+    (slopes, Packed { facts, weighed, .. }): (&[f32], Packed<'_>),
     panels: &PanelScratch,
     visible: &[Range<usize>],
 ) {
@@ -660,7 +687,7 @@ fn share_of_queries<S: Lanes, const R: usize>(
                 continue;
             }
             let slopes = Across(Rows::new(&slopes[i * size + keys.start * panel + group * R..], panel));
-            add_product::<S, R>(s, (&mut dq[first * width..(first + R) * width], width), slopes, k.from(keys.start), keys.len());
+            add_product::<S, R>(s, (&mut dq[first * width..(first + R) * width], width), slopes, weighed.from(keys.start), keys.len());
         }
     }
 }
@@ -776,7 +803,7 @@ impl Tiles<'_> {
                 }
                 for (c, x) in row.iter().enumerate() {
                     let slope = match &cap {
-                        Some(cap) => s.mul(*x, cap[r][c]),
+                        Some(cap) => meeting.keep::<S, V>(s, tile * R + r, c, s.mul(*x, cap[r][c])),
                         None => *x,
                     };
                     s.store(&mut slopes[(r * 2 + c) * S::N..], slope);
@@ -817,7 +844,7 @@ pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
     for (r, row) in d.iter_mut().enumerate() {
         for (c, x) in row.iter_mut().enumerate() {
             let dp = s.add(meeting.drop::<S, V>(s, tile * R + r, c, *x), minus_delta[c]);
-            *x = s.mul(dp, p[r][c]);
+            *x = meeting.keep::<S, V>(s, tile * R + r, c, s.mul(dp, p[r][c]));
         }
     }
     (d, cap)

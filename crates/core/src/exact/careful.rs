@@ -1,5 +1,4 @@
-//! Single rows and single weights without tiles: for rows that met something not finite (a tile multiplies hidden keys
-//! by zero, and zero times infinity is not a number), and for rectangles of the weights.
+//! Single weights without tiles, for rectangles of them.
 
 use super::dropout::Mask;
 use crate::Problem;
@@ -7,7 +6,7 @@ use crate::sight::Scope;
 use std::ops::Range;
 
 /// The score of one pair in natural units; -inf where it is hidden.
-pub(super) fn score(problem: &Problem<'_>, scope: &Scope<'_>, [b, h, i]: [usize; 3], j: usize) -> f32 {
+fn score(problem: &Problem<'_>, scope: &Scope<'_>, [b, h, i]: [usize; 3], j: usize) -> f32 {
     let g = h / problem.dims.group();
     let hidden = !scope.sees(i, j) || problem.dense_mask().is_some_and(|mask| mask.at([b, h, i, j]) == 0);
     let key_bias = problem.key_bias(b, g).map_or(0.0, |bias| bias[j]);
@@ -20,29 +19,6 @@ pub(super) fn score(problem: &Problem<'_>, scope: &Scope<'_>, [b, h, i]: [usize;
     let capped = problem.softcap().map_or(scaled, |cap| cap * (scaled / cap).tanh());
     let distance = (scope.query_position(i) - scope.key_position(j)).abs() as f32;
     capped + key_bias + bias - problem.slope(h) * std::f32::consts::LN_2 * distance
-}
-
-/// Attention of one query by the definition; gives its log-sum-exp.
-pub(super) fn row(problem: &Problem<'_>, scope: &Scope<'_>, at: [usize; 3], o: &mut [f32]) -> f32 {
-    let [b, h, i] = at;
-    let g = h / problem.dims.group();
-    let scores: Vec<(usize, f32)> =
-        scope.keys.clone().map(|j| (j, score(problem, scope, at, j))).filter(|(_, x)| *x != f32::NEG_INFINITY).collect();
-    o.fill(0.0);
-    if scores.is_empty() {
-        return f32::NEG_INFINITY;
-    }
-    let maximum = scores.iter().fold(f32::NEG_INFINITY, |m, (_, x)| m.max(*x));
-    let sum: f32 = scores.iter().map(|(_, x)| (x - maximum).exp()).sum();
-    let mask = problem.dropout().map(Mask::new);
-    for (j, x) in scores {
-        let hash = |mask: Mask| mask.weight(mask.row(scope.sequence, h, i - scope.queries.start), j - scope.keys.start);
-        let weight = (x - maximum).exp() / sum * mask.map_or(1.0, hash);
-        for (d, o) in o.iter_mut().enumerate() {
-            *o += weight * problem.v.at([b, g, j, d]);
-        }
-    }
-    maximum + sum.ln()
 }
 
 /// A rectangle of the weights of one head, row-major.

@@ -3,6 +3,9 @@
 //! Values lie in the lanes, as they do in memory: up to four query rows (heads of a group, or several queries) share each
 //! row of K and V that is read. Keys are split into parts of fixed size that threads take; a part leaves its maximum, sum
 //! and unnormalised output, and the parts of a row are merged in order, so the bits do not depend on threads.
+//!
+//! A hidden value has weight zero, and zero times infinity is not a number. So a part whose output is not finite is computed once
+//! more, *guarded*: a value that is not finite is added to the rows that see it only.
 
 use super::dropout::Mask;
 use crate::par::Jobs;
@@ -95,8 +98,14 @@ impl Task for Worker<'_> {
                 for row in first..first + count {
                     out[row * (dims.dv + 2) + dims.dv] = f32::NEG_INFINITY;
                 }
-                let part = Part { problem, scope: &scope, b, g, first, count, keys: part * PART..dims.keys.min((part + 1) * PART) };
-                part.attend(s, &mut *self.scratch, &mut out[first * (dims.dv + 2)..(first + count) * (dims.dv + 2)]);
+                let keys = part * PART..dims.keys.min((part + 1) * PART);
+                let mut part = Part { problem, scope: &scope, b, g, first, count, keys, guarded: false };
+                let out = &mut out[first * (dims.dv + 2)..(first + count) * (dims.dv + 2)];
+                part.attend(s, &mut *self.scratch, out);
+                if out.chunks(dims.dv + 2).any(|row| row[..dims.dv].iter().any(|x| !x.is_finite())) {
+                    part.guarded = true;
+                    part.attend(s, &mut *self.scratch, out);
+                }
             }
         }
     }
@@ -112,6 +121,8 @@ struct Part<'a> {
     first: usize,
     count: usize,
     keys: Range<usize>,
+    /// See the head of this file.
+    guarded: bool,
 }
 
 impl Part<'_> {
@@ -206,6 +217,10 @@ impl<T: Element> Task for Sweep<'_, '_, T> {
                 weigh(s, softmax, i, &logits[i], &mut weights[i]);
             }
             part.drop_weights(&strip, &mut weights);
+            if part.guarded {
+                gather_guarded(s, (&v, at), (&weights, &logits), (strip, &mut *row), softmax.o);
+                continue;
+            }
             match part.count {
                 1 => gather::<S, T, 1>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
                 2 => gather::<S, T, 2>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
@@ -381,6 +396,33 @@ fn gather<S: Lanes, T: Element, const Q: usize>(
     }
 }
 
+/// The same for all rows, one value after another, where those that are not finite go to the rows that see them.
+#[inline(always)]
+fn gather_guarded<S: Lanes, T: Element>(
+    s: S,
+    (v, [b, g]): (&Strided<'_, T>, [usize; 2]),
+    (weights, logits): (&[[f32; STRIP]; SHARE], &[[f32; STRIP]; SHARE]),
+    (strip, row): (Range<usize>, &mut [f32]),
+    o: &mut [f32],
+) {
+    let width = v.shape()[3];
+    let padded = width.next_multiple_of(S::N);
+    for slot in 0..strip.len() {
+        v.widen_row(s, [b, g, strip.start + slot], row);
+        row[width..padded].fill(0.0);
+        let finite = super::pack::is_finite(s, &row[..padded]);
+        for i in 0..SHARE {
+            let o = &mut o[i * padded..(i + 1) * padded];
+            if finite || logits[i][slot] != f32::NEG_INFINITY {
+                for d in (0..padded).step_by(S::N) {
+                    let sum = s.mul_add(s.splat(weights[i][slot]), s.load(&row[d..]), s.load(&o[d..]));
+                    s.store(&mut o[d..], sum);
+                }
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
     s: S,
@@ -427,11 +469,7 @@ fn merge(problem: &Problem<'_>, values: &[f32], parts: usize, out: &mut Output<'
             let row = n * group + h % group;
             let partials: Vec<&[f32]> = (0..parts).map(|part| &values[((cache * parts + part) * rows + row) * width..][..width]).collect();
             let to = &mut merged[n * dims.dv..(n + 1) * dims.dv];
-            let mut lse = merge_row(&partials, to);
-            if to.iter().any(|x| !x.is_finite()) {
-                let scope = problem.sight.scope(dims, b, h / group);
-                lse = super::careful::row(problem, &scope, [b, h, n], to);
-            }
+            let lse = merge_row(&partials, to);
             if let Some(all) = &mut out.lse {
                 all[head * dims.queries + n] = lse;
             }

@@ -4,14 +4,17 @@
 //! `O += P·V` in tiles of `R` queries by two registers of values. K and V are read from their natural rows; only Q is
 //! transposed, once per block of queries.
 //!
+//! A tile multiplies hidden keys by weights of zero, and zero times infinity is not a number. So a block of queries whose output
+//! is not finite is computed once more, *guarded*: rows of V that are not finite are zeros in the products, and are added to the
+//! queries that see them one by one.
+//!
 //! Dao et al. 2022 (tiling); lanes over queries are ours.
 
-use super::careful;
 use super::live::{Live, Passing};
-use super::pack::{self, Packed, Use};
+use super::pack::{self, Packed, Spare, Use};
 use super::plan::{BLOCK, Facts, KeyList, Keys, Orders, Plan};
 use super::score::{Extras, Meeting};
-use super::softmax::{Softmax, bounds};
+use super::softmax::{REBASE_ABOVE, REBASE_EARLY, Softmax, bounds};
 use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
@@ -67,6 +70,7 @@ struct Scratch {
     k: Aligned<f32>,
     v: Aligned<f32>,
     live: Live,
+    spare: Spare,
     panels: Panels,
 }
 
@@ -120,6 +124,8 @@ struct Block<'a> {
     piece: usize,
     /// Valid rows.
     rows: Range<usize>,
+    /// See the head of this file.
+    guarded: bool,
 }
 
 impl<'a> Block<'a> {
@@ -131,11 +137,22 @@ impl<'a> Block<'a> {
         let all = shared.pieces[piece].clone();
         let scope = problem.sight.scope(dims, problem.sight.sequence_of_query(b, all.start), g);
         let rows = all.start..all.end.min(scope.queries.end).max(all.start);
-        Block { shared, problem, scope, extras: Extras::new(problem, h), b, h, g, piece, rows }
+        Block { shared, problem, scope, extras: Extras::new(problem, h), b, h, g, piece, rows, guarded: false }
     }
 
     #[inline(always)]
-    fn attend<S: Lanes, const R: usize>(&self, s: S, scratch: &mut Scratch) {
+    fn attend<S: Lanes, const R: usize>(mut self, s: S, scratch: &mut Scratch) {
+        self.meet_all::<S, R>(s, scratch);
+        if !self.normalise(s, &mut scratch.panels) {
+            self.guarded = true;
+            self.meet_all::<S, R>(s, scratch);
+            self.normalise(s, &mut scratch.panels);
+        }
+        self.write::<S>(&mut scratch.panels);
+    }
+
+    #[inline(always)]
+    fn meet_all<S: Lanes, const R: usize>(&self, s: S, scratch: &mut Scratch) {
         let width = self.problem.dims.dv.next_multiple_of(S::N);
         let padded = self.shared.pieces[self.piece].len().next_multiple_of(2 * S::N);
         scratch.panels.acc.take(padded * width).fill(0.0);
@@ -150,13 +167,12 @@ impl<'a> Block<'a> {
             }
             self.meet_passing::<S, R>(s, scratch);
         }
-        self.finish(s, &mut scratch.panels, width);
     }
 
     /// One block of the plan against all panels.
     #[inline(always)]
     fn meet_block<S: Lanes, const R: usize>(&self, s: S, (index, range): (usize, (i32, i32)), scratch: &mut Scratch) {
-        let Scratch { plan, facts, k, v, panels, .. } = scratch;
+        let Scratch { plan, facts, k, v, spare, panels, .. } = scratch;
         let (problem, dims, at) = (self.problem, &self.problem.dims, [self.b, self.g]);
         let list = &plan.blocks[index];
         let seen_all = match list {
@@ -172,13 +188,14 @@ impl<'a> Block<'a> {
         let first_passing = Keys::Passing(0..plan.passing.len().min(BLOCK));
         let next = Some(KeyList { plan, list: plan.blocks.get(index + 1).unwrap_or(&first_passing), seen_all: false });
         let all = 0..self.rows.len().div_ceil(2 * S::N);
-        s.vectorize(Meet { block: self, keys: Packed { facts, k, v }, next, range: all, panels });
+        let keys = self.guard(s, Packed::new(facts, [k, v]), spare);
+        s.vectorize(Meet { block: self, keys, next, range: all, panels });
     }
 
     /// Passing keys against one panel after another.
     #[inline(always)]
     fn meet_passing<S: Lanes, const R: usize>(&self, s: S, scratch: &mut Scratch) {
-        let Scratch { plan, live, panels, .. } = scratch;
+        let Scratch { plan, live, spare, panels, .. } = scratch;
         if plan.passing.is_empty() {
             return;
         }
@@ -190,8 +207,14 @@ impl<'a> Block<'a> {
             live.advance::<S, R>(s, passing, (horizon, high));
             let list = &live.upcoming(&plan.passing, 2 * S::N);
             let next = Some(KeyList { plan, list, seen_all: false });
-            s.vectorize(Meet { block: self, keys: live.keys::<S>(&self.problem.dims), next, range: i..i + 1, panels });
+            let keys = self.guard(s, live.keys::<S>(&self.problem.dims), spare);
+            s.vectorize(Meet { block: self, keys, next, range: i..i + 1, panels });
         }
+    }
+
+    #[inline(always)]
+    fn guard<'k, S: Lanes>(&self, s: S, keys: Packed<'k>, spare: &'k mut Spare) -> Packed<'k> {
+        if self.guarded { keys.guard(s, (keys.v, self.problem.dims.dv), spare) } else { keys }
     }
 
     #[inline(always)]
@@ -218,26 +241,32 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Divides by the sums and writes `o` and `lse`.
+    /// Divides by the sums; whether all values came out finite. Rows that saw nothing are cleared.
     #[inline(always)]
-    fn finish<S: Lanes>(&self, s: S, scratch: &mut Panels, width: usize) {
+    fn normalise<S: Lanes>(&self, s: S, scratch: &mut Panels) -> bool {
         let count = self.shared.pieces[self.piece].len();
-        let acc = scratch.acc.take(count * width);
-        let (maximum, sum) = (scratch.maximum.take(count), scratch.sum.take(count));
-        let mut lse = self.shared.lse.as_ref().map(|lse| lse.claim(self.b, self.h, self.piece));
+        let width = self.problem.dims.dv.next_multiple_of(S::N);
+        let (acc, sum) = (scratch.acc.take(count * width), scratch.sum.take(count));
+        let mut finite = true;
         for (i, row) in acc.chunks_mut(width).enumerate() {
             let seen = i < self.rows.len() && sum[i] != 0.0;
-            let finite = scale_row(s, row, if seen { 1.0 / sum[i] } else { 0.0 }, seen);
-            let careful = (!finite).then(|| {
-                let at = [self.b, self.h, self.rows.start + i];
-                careful::row(self.problem, &self.scope, at, &mut row[..self.problem.dims.dv])
-            });
-            if let Some(lse) = &mut lse {
+            finite &= scale_row(s, row, if seen { 1.0 / sum[i] } else { 0.0 }, seen);
+        }
+        finite
+    }
+
+    /// Writes `o` and `lse`.
+    fn write<S: Lanes>(&self, scratch: &mut Panels) {
+        let (count, dv) = (self.shared.pieces[self.piece].len(), self.problem.dims.dv);
+        let width = dv.next_multiple_of(S::N);
+        let (acc, maximum, sum) = (scratch.acc.get(count * width), scratch.maximum.get(count), scratch.sum.get(count));
+        if let Some(lse) = &self.shared.lse {
+            let mut lse = lse.claim(self.b, self.h, self.piece);
+            for i in 0..count {
                 let tiled = || ((f64::from(maximum[i]) + f64::from(sum[i]).log2()) * LN_2) as f32;
-                lse.row(i)[0] = careful.unwrap_or_else(|| if seen { tiled() } else { f32::NEG_INFINITY });
+                lse.row(i)[0] = if i < self.rows.len() && sum[i] != 0.0 { tiled() } else { f32::NEG_INFINITY };
             }
         }
-        let dv = self.problem.dims.dv;
         self.shared.o.write(self.b, self.h, self.piece, |i| &acc[i * width..][..dv]);
     }
 }
@@ -273,7 +302,7 @@ impl Task for Meet<'_, '_> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let Meet { block, keys: Packed { facts, k, v }, next, range, panels } = self;
+        let Meet { block, keys: Packed { facts, k, v, weighed, spoilt }, next, range, panels } = self;
         let (problem, scope, dims) = (block.problem, &block.scope, &block.problem.dims);
         let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
         let panel = 2 * S::N;
@@ -321,10 +350,14 @@ impl Task for Meet<'_, '_> {
                     width: dv,
                     queries: queries.len(),
                     first,
+                    limit: if block.guarded { REBASE_EARLY } else { REBASE_ABOVE },
                 };
                 let tiles = first..visible.end.min(first + BLOCK / R);
                 softmax.weigh::<S, R>(s, &meeting, tiles.clone());
-                softmax.gather::<S, R>(s, &meeting, v, tiles);
+                softmax.gather::<S, R>(s, &meeting, weighed, tiles.clone());
+                if !spoilt.is_empty() {
+                    softmax.gather_spoilt::<S, R>(&meeting, (v, dims.dv), (spoilt, tiles));
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use super::dropout::Mask;
 use super::plan::{Facts, KeyList, Keys};
 use crate::Problem;
 use crate::sight::Scope;
-use crate::simd::{Lanes, Rows};
+use crate::simd::{Aligned, Lanes, Rows};
 use crate::view::View;
 use std::ops::Range;
 
@@ -17,6 +17,61 @@ pub(super) struct Packed<'a> {
     pub(super) facts: &'a Facts,
     pub(super) k: Rows<'a>,
     pub(super) v: Rows<'a>,
+    /// What is multiplied by weights that are 0 where a key is hidden: V forward, K backward.
+    pub(super) weighed: Rows<'a>,
+    /// Keys whose rows are zeros in `weighed` because they are not finite.
+    pub(super) spoilt: &'a [usize],
+}
+
+impl<'a> Packed<'a> {
+    /// For a forward pass over finite values.
+    pub(super) fn new(facts: &'a Facts, [k, v]: [Rows<'a>; 2]) -> Self {
+        Packed { facts, k, v, weighed: v, spoilt: &[] }
+    }
+
+    /// Weighs these rows of the keys, zeros in place of those that are not finite: 0 times infinity is not a number.
+    #[inline(always)]
+    pub(super) fn guard<S: Lanes>(self, s: S, (rows, width): (Rows<'a>, usize), spare: &'a mut Spare) -> Self {
+        let Spare { values, spoilt } = spare;
+        spoilt.clear();
+        for i in 0..self.facts.count {
+            if !is_finite(s, &rows.data[i * rows.stride..][..width]) {
+                spoilt.push(i);
+            }
+        }
+        if spoilt.is_empty() {
+            return Packed { weighed: rows, spoilt, ..self };
+        }
+        let stride = width.next_multiple_of(S::N);
+        let values = values.take(self.facts.count * stride);
+        for (row, from) in values.chunks_mut(stride).zip(rows.data.chunks(rows.stride)) {
+            row[..width].copy_from_slice(&from[..width]);
+            row[width..].fill(0.0);
+        }
+        for &i in spoilt.iter() {
+            values[i * stride..(i + 1) * stride].fill(0.0);
+        }
+        Packed { weighed: Rows::new(values, stride), spoilt, ..self }
+    }
+}
+
+/// Room for rows in which some are zeros, and which.
+#[derive(Debug, Default)]
+pub(super) struct Spare {
+    values: Aligned<f32>,
+    spoilt: Vec<usize>,
+}
+
+/// Whether all of some values are finite.
+#[inline(always)]
+pub(super) fn is_finite<S: Lanes>(s: S, values: &[f32]) -> bool {
+    let mut sums = [s.zero(); 4];
+    let mut chunks = values.chunks_exact(S::N);
+    for (i, x) in (&mut chunks).enumerate() {
+        sums[i % 4] = s.mul_add(s.load(x), s.zero(), sums[i % 4]);
+    }
+    let sum = s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
+    sum == 0.0 && chunks.remainder().iter().all(|x| x.is_finite())
 }
 
 /// Where rows are read along the lanes they start at a cache line; where they are broadcast it does not matter.

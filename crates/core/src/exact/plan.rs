@@ -166,7 +166,7 @@ pub(super) struct Facts {
     pub(super) count: usize,
     /// Row along M of each key.
     pub(super) rows: Vec<usize>,
-    /// First query position that sees it.
+    /// First query position that sees it; above the last where its bias hides it.
     pub(super) first: Vec<i32>,
     /// Last query position that sees it.
     pub(super) last: Vec<i32>,
@@ -202,13 +202,14 @@ impl Facts {
         self.spans.clear();
         self.first.clear();
         self.last.clear();
-        if keys.seen_all && padded == self.count {
+        let hides = self.bias.contains(&f32::NEG_INFINITY);
+        if keys.seen_all && padded == self.count && !hides {
             self.first.resize(padded, i32::MIN);
             self.last.resize(padded, i32::MAX);
             return self.spans.resize(padded / tile, ALWAYS);
         }
-        for &row in &self.rows {
-            let (first, last) = scope.seen_by(row);
+        for (&row, &bias) in self.rows.iter().zip(&self.bias) {
+            let (first, last) = seen_by(scope, row, bias);
             self.first.push(first);
             self.last.push(last);
         }
@@ -257,13 +258,14 @@ impl Facts {
 
     /// Adds a key.
     pub(super) fn push(&mut self, problem: &Problem<'_>, scope: &Scope<'_>, g: usize, row: usize) {
-        let (first, last) = scope.seen_by(row);
+        let bias = problem.key_bias(scope.batch, g).map_or(0.0, |bias| bias[row] * LOG2_E);
+        let (first, last) = seen_by(scope, row, bias);
         self.count += 1;
         self.rows.push(row);
         self.first.push(first);
         self.last.push(last);
         self.position.push(scope.key_position(row));
-        self.bias.push(problem.key_bias(scope.batch, g).map_or(0.0, |bias| bias[row] * LOG2_E));
+        self.bias.push(bias);
     }
 
     /// Removes a key; the last one takes its place.
@@ -299,6 +301,12 @@ pub(super) struct KeyList<'a> {
     pub(super) plan: &'a Plan,
     pub(super) list: &'a Keys,
     pub(super) seen_all: bool,
+}
+
+/// The query positions that see a key: none where its bias is -inf.
+#[inline(always)]
+fn seen_by(scope: &Scope<'_>, row: usize, bias: f32) -> (i32, i32) {
+    if bias == f32::NEG_INFINITY { (i32::MAX, i32::MIN) } else { scope.seen_by(row) }
 }
 
 fn extremes(values: &[i32]) -> (i32, i32) {

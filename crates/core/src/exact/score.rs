@@ -173,20 +173,46 @@ impl Meeting<'_> {
         x
     }
 
-    /// `value` in the lanes that see key `key` of the block, 0 in the others.
+    /// `value` in the lanes that see key `key` of the block, 0 in the others, whatever it is there.
     #[inline(always)]
     pub(super) fn keep<S: Lanes, V: Variant>(&self, s: S, key: usize, c: usize, value: S::F) -> S::F {
         if !V::MASKED {
             return value;
         }
-        s.keep(self.seen(s, key, c), value)
+        s.keep(self.seen(s, key, c), self.unmasked_or::<S, V>(s, key, c, [value, s.zero()]))
     }
 
-    /// The lanes that see key `key` of the block.
+    /// `value` in the lanes that see key `key` of the block, `other` in the others.
     #[inline(always)]
-    pub(super) fn seen<S: Lanes>(&self, s: S, key: usize, c: usize) -> S::M {
+    pub(super) fn seen_or<S: Lanes, V: Variant>(&self, s: S, key: usize, c: usize, [value, other]: [S::F; 2]) -> S::F {
+        if !V::MASKED {
+            return value;
+        }
+        s.select(self.seen(s, key, c), self.unmasked_or::<S, V>(s, key, c, [value, other]), other)
+    }
+
+    /// The lanes whose positions see key `key` of the block.
+    #[inline(always)]
+    fn seen<S: Lanes>(&self, s: S, key: usize, c: usize) -> S::M {
         let positions = s.load_i(&self.positions[c * S::N..]);
         s.between(positions, self.facts.first[key], self.facts.last[key])
+    }
+
+    /// `other` where the dense table hides.
+    #[inline(always)]
+    fn unmasked_or<S: Lanes, V: Variant>(&self, s: S, key: usize, c: usize, [value, other]: [S::F; 2]) -> S::F {
+        if !V::RICH || !self.extras.dense {
+            return value;
+        }
+        let dense = s.load(&self.dense[(key * 2 + c) * S::N..]);
+        s.select(s.equal(dense, s.splat(f32::NEG_INFINITY)), other, value)
+    }
+
+    /// Whether lane `lane` of the panel sees key `key` of the block.
+    pub(super) fn sees(&self, key: usize, lane: usize) -> bool {
+        let position = self.positions[lane];
+        let inside = self.facts.first[key] <= position && position <= self.facts.last[key];
+        inside && !(self.extras.dense && self.dense[key * self.positions.len() + lane] == f32::NEG_INFINITY)
     }
 
     /// A weight of key `key` of the block after dropout.

@@ -2,8 +2,8 @@
 //!
 //! The maximum `m` is not tracked in the hot loop: a tile whose weights sum to more than [`REBASE_ABOVE`] takes a cold
 //! path that moves `m` and rescales what was gathered so far. A query that has seen nothing yet has `m = -inf`; a run of
-//! tiles that starts there takes its first tile through the cold path at once. Values up to about 2^60 are safe: weights
-//! grow up to 2^60 before a rescale.
+//! tiles that starts there takes its first tile through the cold path at once. Weights grow up to 2^60 before a rescale: values
+//! above about 2^60 overflow, and the panel is computed again with a low threshold ([`Softmax::limit`]).
 //!
 //! Milakov & Gimelshein 2018 (online softmax); lanes over queries and the lazy maximum are ours.
 
@@ -14,7 +14,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// 2^60.
-const REBASE_ABOVE: f32 = 1_152_921_504_606_846_976.0;
+pub(super) const REBASE_ABOVE: f32 = 1_152_921_504_606_846_976.0;
+/// As low as a tile just after a rescale allows: nothing overflows that is not itself near the end of the range.
+pub(super) const REBASE_EARLY: f32 = 16.0;
 
 /// Smallest and largest of some positions.
 #[inline(always)]
@@ -37,6 +39,8 @@ pub(super) struct Softmax<'a> {
     pub(super) queries: usize,
     /// The first of these tiles.
     pub(super) first: usize,
+    /// The sum of a tile's weights above which the maximum moves.
+    pub(super) limit: f32,
 }
 
 /// The registers of a panel that a run of tiles is computed for.
@@ -125,7 +129,7 @@ impl Softmax<'_> {
         mut tiles: Range<usize>,
         from: usize,
     ) {
-        let limit = s.splat(REBASE_ABOVE);
+        let limit = s.splat(self.limit);
         if self.has_unset::<S, C>(s, from) {
             self.rebase::<S, R, C, V>(s, meeting, tiles.start, from);
             tiles.start += 1;
@@ -193,6 +197,24 @@ impl Softmax<'_> {
             let p = Across(Rows::new(&self.p[(keys.start - self.first * R) * 2 * S::N + group * R..], 2 * S::N));
             let acc = &mut self.acc[group * R * self.width..(group + 1) * R * self.width];
             add_product::<S, R>(s, (acc, self.width), p, v.from(keys.start), keys.len());
+        }
+    }
+
+    /// Adds the rows of V that are not finite to the queries that see them, and to no other.
+    #[cold]
+    pub(super) fn gather_spoilt<S: Lanes, const R: usize>(
+        &mut self,
+        meeting: &Meeting<'_>,
+        (v, dv): (Rows<'_>, usize),
+        (spoilt, tiles): (&[usize], Range<usize>),
+    ) {
+        for &key in spoilt.iter().filter(|&&key| tiles.contains(&(key / R))) {
+            let weights = &self.p[(key - self.first * R) * 2 * S::N..];
+            let row = &v.data[key * v.stride..][..dv];
+            for lane in (0..self.queries).filter(|&lane| meeting.sees(key, lane)) {
+                let acc = &mut self.acc[lane * self.width..];
+                acc.iter_mut().zip(row).for_each(|(sum, x)| *sum += weights[lane] * x);
+            }
         }
     }
 
@@ -266,8 +288,7 @@ impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
             let old = s.load(&softmax.maximum[c * S::N..]);
             let mut new = old;
             for (r, row) in x.iter().enumerate() {
-                let seen = if V::MASKED { s.select(meeting.seen(s, tile * R + r, c), row[i], lowest) } else { row[i] };
-                new = s.max(seen, new);
+                new = s.max(meeting.seen_or::<S, V>(s, tile * R + r, c, [row[i], lowest]), new);
             }
             let base = s.select(s.equal(new, lowest), s.zero(), new);
             s.store(&mut softmax.maximum[c * S::N..], new);
