@@ -23,7 +23,8 @@ const BIAS: usize = 4;
 const X: usize = 5;
 const TYPE_LOGITS: usize = 6;
 const THRESHOLD: usize = 7;
-const PARENTS: usize = 8;
+const GATES: usize = 8;
+const PARENTS: usize = 9;
 
 /// The operation.
 #[derive(Debug, Clone)]
@@ -51,10 +52,10 @@ pub(super) fn scored([q, k, v]: [Tensor<4>; 3], how: &Attention, scores: Option<
     let operation = Fused { rules: how.rules.clone(), mask: how.mask.clone().and_then(flex_bool), scores };
     let heads = [q, k, v].map(|x| Some(Parent::from(x)));
     let biases = [how.key_bias.clone().map(Parent::from), how.bias.clone().map(Parent::from)];
-    let Learned { x, type_logits, threshold } = how.learned.clone();
+    let Learned { x, type_logits, threshold, gates } = how.learned.clone();
     let learned = [x.map(|x| x.unsqueeze_dim::<4>(1).into()), type_logits.map(Parent::from), threshold.map(Parent::from)];
     let ([q, k, v], [key_bias, bias], [x, type_logits, threshold]) = (heads, biases, learned);
-    autodiff::run(operation, [q, k, v, key_bias, bias, x, type_logits, threshold])
+    autodiff::run(operation, [q, k, v, key_bias, bias, x, type_logits, threshold, gates.map(Parent::from)])
 }
 
 /// The score of every key, `[B, M]`, and what uniform attention would have given.
@@ -128,6 +129,7 @@ impl<'a> Borrowed<'a> {
         inputs.type_logits = self.type_logits.as_deref();
         inputs.threshold = self.threshold.as_deref();
         inputs.x = self.parents[X].as_ref().map(|x| flex::view(x, "x")).transpose()?;
+        inputs.gates = self.parents[GATES].as_ref().map(|gates| flex::view(gates, "gates")).transpose()?;
         inputs.bias = self.bias.as_ref().map(|bias| flex::view(bias, "bias")).transpose()?;
         Ok(inputs)
     }
@@ -174,12 +176,12 @@ impl Operation<PARENTS> for Fused {
 }
 
 /// Parents whose gradients are tensors, and those whose gradients are slices.
-const TENSORS: [usize; 4] = [Q, K, V, X];
+const TENSORS: [usize; 5] = [Q, K, V, X, GATES];
 const SLICES: [usize; 4] = [KEY_BIAS, BIAS, TYPE_LOGITS, THRESHOLD];
 
 /// Memory for the gradients that are wanted.
 struct Wished {
-    tensors: [Option<Fresh>; 4],
+    tensors: [Option<Fresh>; 5],
     slices: [Option<Vec<f32>>; 4],
     /// Parents that only chose: their gradient is zero, which the graph still waits for.
     constants: Vec<usize>,
@@ -195,10 +197,12 @@ impl Wished {
 
     /// Does not ask for gradients that the plan does not have.
     fn drop_constants(&mut self, has: &[&str]) {
-        let [.., x] = &mut self.tensors;
+        let [.., x, gates] = &mut self.tensors;
         let [.., type_logits, threshold] = &mut self.slices;
-        if !has.contains(&"dx") && x.take().is_some() {
-            self.constants.push(X);
+        for (at, tensor, name) in [(X, x, "dx"), (GATES, gates, "dgates")] {
+            if !has.contains(&name) && tensor.take().is_some() {
+                self.constants.push(at);
+            }
         }
         for (at, slice, name) in [(TYPE_LOGITS, type_logits, "dtype_logits"), (THRESHOLD, threshold, "dthreshold")] {
             if !has.contains(&name) && slice.take().is_some() {
@@ -208,7 +212,7 @@ impl Wished {
     }
 
     fn gradients(&mut self) -> Result<Gradients<'_>, Error> {
-        let [dq, dk, dv, dx] = &mut self.tensors;
+        let [dq, dk, dv, dx, dgates] = &mut self.tensors;
         let [dkey_bias, dbias, dtype_logits, dthreshold] = &mut self.slices;
         let heads = regard_core::Gradients {
             dq: written(dq, "dq")?,
@@ -218,7 +222,7 @@ impl Wished {
             dbias: dbias.as_deref_mut(),
         };
         let (dtype_logits, dthreshold) = (dtype_logits.as_deref_mut(), dthreshold.as_deref_mut());
-        Ok(Gradients { heads, dx: written(dx, "dx")?, dtype_logits, dthreshold, ..Gradients::default() })
+        Ok(Gradients { heads, dx: written(dx, "dx")?, dtype_logits, dthreshold, dgates: written(dgates, "dgates")? })
     }
 
     fn into_tensors(self, parents: &Parents<PARENTS>) -> Parents<PARENTS> {

@@ -104,6 +104,7 @@ impl<'a> Host<'a> {
         inputs.key_bias = self.key_bias.as_deref();
         inputs.type_logits = self.type_logits.as_deref();
         inputs.threshold = self.threshold.as_deref();
+        inputs.gates = self.how.learned.gates.as_ref().map(|gates| shape_only(gates.dims(), "gates")).transpose()?;
         if let Some(x) = &self.x {
             let [batch, tokens, width] = x.shape;
             inputs.x = Some(x.view([batch, 1, tokens, width], "x")?);

@@ -17,7 +17,7 @@ use crate::{Error, door};
 use burn::tensor::{Bool, Tensor, TensorData};
 use regard_core::mechanism::{Mechanism, Pass};
 use regard_core::{Alignment, Dropout};
-use rules::Rules;
+use rules::{Constant, Rules};
 use std::sync::{Arc, OnceLock};
 
 /// How to attend: which keys a query sees, how a score is made, by which mechanism.
@@ -42,6 +42,7 @@ struct Learned {
     x: Option<Tensor<3>>,
     type_logits: Option<Tensor<4>>,
     threshold: Option<Tensor<1>>,
+    gates: Option<Tensor<4>>,
 }
 
 impl Attention {
@@ -191,6 +192,31 @@ impl Attention {
         self
     }
 
+    /// Logarithms of gates `[B, H, N, Dk]`, at most 0, for `gated_linear`. They may be tracked.
+    #[must_use]
+    pub fn gates(mut self, gates: Tensor<4>) -> Self {
+        self.learned.gates = Some(gates);
+        self
+    }
+
+    /// Codewords of keys `[G, S, Dk]`, for `vq` and `vq_qk`. They have no gradient and are read back here, once.
+    #[must_use]
+    pub fn codebook(self, codewords: Tensor<3>) -> Self {
+        self.with(|rules| rules.codebook = Some(Constant::read(&codewords)))
+    }
+
+    /// Codewords of queries `[H, S, Dk]`, for `vq_qk`; as [`Attention::codebook`].
+    #[must_use]
+    pub fn codebook_q(self, codewords: Tensor<3>) -> Self {
+        self.with(|rules| rules.codebook_q = Some(Constant::read(&codewords)))
+    }
+
+    /// Normals of hyperplanes `[Dk, bits]`, for `hyper`, which draws them from the seed without it. Read back here, once.
+    #[must_use]
+    pub fn hyperplanes(self, normals: Tensor<2>) -> Self {
+        self.with(|rules| rules.hyperplanes = Some(Constant::read(&normals)))
+    }
+
     /// Whether this call is one of training, with the seed and step that whatever is random depends on.
     #[must_use]
     pub fn pass(self, pass: Pass) -> Self {
@@ -240,7 +266,12 @@ impl Attention {
     }
 
     fn check_learned(&self, q: &Tensor<4>) -> Result<(), Error> {
-        let Learned { x, type_logits, threshold } = &self.learned;
+        let Learned { x, type_logits, threshold, gates } = &self.learned;
+        if let Some(gates) = gates {
+            door::same_device(q, "gates", gates)?;
+            door::plain_float(gates, "gates")?;
+            door::expect("gates", &gates.dims(), &q.dims())?;
+        }
         if let Some(x) = x {
             door::same_device(q, "x", x)?;
             door::same_dtype(q, ("q", "x"), x)?;

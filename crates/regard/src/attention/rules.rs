@@ -1,8 +1,10 @@
 //! What is known of a call without its tensors, kept on the host: visibility, options, the mechanism.
 
 use crate::Error;
+use burn::tensor::Tensor;
 use regard_core::mechanism::{Exact, Inputs, Mechanism, Pass};
-use regard_core::{Dropout, Sight, View};
+
+use regard_core::{Dropout, Sight, Strided, View};
 use std::sync::Arc;
 
 #[derive(Debug, Clone, Default)]
@@ -19,7 +21,29 @@ pub(crate) struct Rules {
     pub(super) offsets: Option<[Arc<[usize]>; 2]>,
     pub(super) spans: Option<Arc<[[usize; 2]]>>,
     pub(super) positions: Option<[Arc<[i64]>; 2]>,
+    pub(crate) codebook: Option<Constant>,
+    pub(crate) codebook_q: Option<Constant>,
+    pub(crate) hyperplanes: Option<Constant>,
     pass: Pass,
+}
+
+/// A small tensor without a gradient, on the host: with leading ones it has four dimensions.
+#[derive(Debug, Clone)]
+pub(crate) struct Constant {
+    values: Arc<[f32]>,
+    shape: [usize; 4],
+}
+
+impl Constant {
+    pub(crate) fn read<const D: usize>(x: &Tensor<D>) -> Self {
+        let mut shape = [1; 4];
+        shape[4 - D..].copy_from_slice(&x.dims());
+        Constant { values: x.clone().into_data().iter::<f32>().collect(), shape }
+    }
+
+    fn view(&self) -> View<'_> {
+        Strided::contiguous(&self.values, self.shape, "constant").expect("it was read with its shape").into()
+    }
 }
 
 impl Rules {
@@ -80,6 +104,13 @@ impl Rules {
         if let Some([queries, keys]) = &self.positions {
             sight = sight.positions(queries, keys);
         }
-        Inputs { until: self.until.as_deref(), types: self.types.as_deref(), ..Inputs::new(q, k, v, sight) }
+        Inputs {
+            until: self.until.as_deref(),
+            types: self.types.as_deref(),
+            codebook: self.codebook.as_ref().map(Constant::view),
+            codebook_q: self.codebook_q.as_ref().map(Constant::view),
+            hyperplanes: self.hyperplanes.as_ref().map(Constant::view),
+            ..Inputs::new(q, k, v, sight)
+        }
     }
 }
