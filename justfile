@@ -24,3 +24,4 @@ golden *arguments:
     python3 golden/linear.py {{arguments}}
     python3 golden/reduce.py {{arguments}}
     python3 golden/vq.py {{arguments}}
+    python3 golden/hyper.py {{arguments}}
