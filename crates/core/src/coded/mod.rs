@@ -19,7 +19,7 @@ mod state;
 mod summary;
 
 pub(crate) use layout::{Rule, Sequence};
-pub(crate) use queries::{Queries, table};
+pub(crate) use queries::{Queries, Tables, table};
 pub(crate) use summary::Summary;
 
 use crate::quantise::Codewords;

@@ -10,6 +10,9 @@ use std::f32::consts::LOG2_E;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Of each query head its codewords' logits, `[S_q, S_k padded]`, in units of log2.
+pub(crate) type Tables = Arc<[Aligned<f32>]>;
+
 /// Queries of a problem.
 pub(crate) enum Queries<'a> {
     /// As they are.
@@ -20,8 +23,8 @@ pub(crate) enum Queries<'a> {
         codewords: Arc<[Codewords]>,
         /// `[B, H, N]`; of valid queries below their S.
         codes: &'a [u32],
-        /// Of each query head its codewords' logits, `[S_q, S_k padded]`, in units of log2.
-        tables: Arc<[Aligned<f32>]>,
+        /// See [`Tables`].
+        tables: Tables,
     },
 }
 

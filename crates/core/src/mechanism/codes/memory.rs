@@ -2,11 +2,10 @@
 //! bytes: they are parameters.
 
 use super::{codebook, codewords};
-use crate::coded::{Coded, Queries, Rule, Summary, table};
+use crate::coded::{Coded, Queries, Rule, Summary, Tables, table};
 use crate::mechanism::memory::{Memory, Token, Tokens, widen};
 use crate::problem::expect;
 use crate::quantise::Codewords;
-use crate::simd::Aligned;
 use crate::view::{Strided, View};
 use crate::{Dims, Error, Output, Par};
 use std::collections::VecDeque;
@@ -38,7 +37,7 @@ struct State {
     shape: [usize; 3],
     keys: Arc<[Codewords]>,
     /// Of queries, with the table of their logits.
-    queries: Option<(Arc<[Codewords]>, Arc<[Aligned<f32>]>)>,
+    queries: Option<(Arc<[Codewords]>, Tables)>,
     /// Of each kv head.
     summaries: Vec<Summary>,
     /// Keys that are not summed up yet, the oldest first: for each kv head its code and value.
