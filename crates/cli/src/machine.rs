@@ -21,6 +21,17 @@ pub fn commit() -> Option<&'static str> {
     option_env!("REGARD_COMMIT")
 }
 
+/// The command line of this run, as a shell takes it.
+pub fn command() -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "_-=.,/:+".contains(character);
+    let quoted = |word: String| match word.is_empty() || !word.chars().all(is_plain) {
+        true => format!("'{}'", word.replace('\'', r"'\''")),
+        false => word,
+    };
+    let arguments = std::env::args_os().skip(1).map(|word| quoted(word.to_string_lossy().into_owned()));
+    std::iter::once("regard".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
 /// The processor's features that matter here.
 #[cfg(target_arch = "x86_64")]
 pub fn features() -> Vec<&'static str> {

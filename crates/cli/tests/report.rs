@@ -51,6 +51,7 @@ fn what_sweep_measures_report_shows() {
     report(&[&json], &page).done();
     let text = fs::read_to_string(&page).unwrap();
     assert!(text.contains("Forward and backward, causal: f32, batch 1, 2 heads, width 16"));
+    assert!(text.contains(&format!("<dt>Command</dt><dd>regard {arguments}</dd>")) && text.contains("<dt>Seeds</dt><dd>0</dd>"));
     let record: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     for result in record["results"].as_array().unwrap() {
         assert!(text.contains(&result["median_s"].to_string()), "{result}");

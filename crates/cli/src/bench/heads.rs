@@ -96,7 +96,8 @@ pub struct Source {
     pub captured: Option<Captured>,
     /// What is made beside q, k and v.
     pub wanted: Wanted,
-    seed: u64,
+    /// Of whatever is random.
+    pub seed: u64,
 }
 
 impl Source {

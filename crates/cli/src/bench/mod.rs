@@ -179,5 +179,7 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
     if let Some(csv) = csv {
         csv.finish(|file| record::write_csv(&records, file))?;
     }
-    target.write(&json!({ "schema": "regard/bench/1", "machine": machine, "results": records }))
+    let seed = plan.source.seed;
+    let command = crate::machine::command();
+    target.write(&json!({ "schema": "regard/bench/1", "command": command, "seed": seed, "machine": machine, "results": records }))
 }
