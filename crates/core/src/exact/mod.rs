@@ -34,6 +34,14 @@ pub fn forward(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) -> Result<
     Ok(())
 }
 
+/// The same in tiles, however few queries there are: scores then have the bits that [`backward`] computes again, and a row of `o` does
+/// not depend on how many others stand beside it.
+pub(crate) fn forward_tiled(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
+    out.check(&problem.dims, problem.q.dtype())?;
+    forward::run(problem, out, par);
+    Ok(())
+}
+
 /// Floating-point operations of a forward pass if every pair were visible; decides about threads only.
 fn flops(problem: &Problem<'_>) -> f64 {
     let dims = &problem.dims;

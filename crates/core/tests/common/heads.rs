@@ -209,7 +209,7 @@ fn dealt_anew(definition: &Definition, d_o: &[f64], seed: u64) -> (Definition, V
 }
 
 /// Puts rows of `width` into another order and turns the signs of half of the values.
-fn shuffle(random: &mut Random, values: &mut [f64], width: usize) {
+pub fn shuffle(random: &mut Random, values: &mut [f64], width: usize) {
     for last in (1..values.len() / width).rev() {
         let other = random.below(last + 1);
         (0..width).for_each(|d| values.swap(last * width + d, other * width + d));

@@ -66,7 +66,7 @@ impl Visits<'_> {
                 let (o, lse) = (o.take(rows.len() * self.problem.dims.dv), lse.take(rows.len()));
                 let mut out = Output { o: contiguous(o, [rows.len(), self.problem.dims.dv]), lse: Some(lse) };
                 let problem = gathered.problem(self.problem.dims, self.problem.scale());
-                exact::forward(&problem, &mut out, self.alone()).expect("outputs fit");
+                exact::forward_tiled(&problem, &mut out, self.alone()).expect("outputs fit");
                 dispatch(level, Merge { into, head: visits[job].head - self.heads.query().start, rows, o, lse });
             }
         });
