@@ -404,3 +404,14 @@ fn one_token_stays_where_none_reaches_the_threshold() {
     assert_eq!(kept("0.3").kept(), [1, 2, 4]);
     assert_eq!(kept("0.3").offsets(), [0, 2, 3]);
 }
+
+#[test]
+fn pruning_asks_for_no_scores_where_everything_stays() {
+    let tokens = Tokens::<f32>::new(&[0, 4, 5]);
+    for settings in [&[("keep", "1,0.5")][..], &[("threshold", "0,0.5")], &[("rule", "coreset"), ("keep", "1,0.5")]] {
+        let prune = reducer("prune", settings);
+        assert_eq!([0, 1, 2].map(|layer| prune.acts(layer)), [false, true, true], "{settings:?}");
+        assert_eq!(prune.reduce(&tokens, 0, Par::default()).unwrap().kept(), [0, 1, 2, 3, 4]);
+        assert!(prune.reduce(&tokens, 1, Par::default()).is_err(), "{settings:?}");
+    }
+}
