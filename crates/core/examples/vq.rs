@@ -68,10 +68,8 @@ fn main() -> Result<(), Error> {
                 best[2] = best[2].min(start.elapsed().as_secs_f64());
             }
         }
-        println!(
-            "{name} of {tokens} tokens, {codes} codes: assignment {:.3} s, forward with it {:.3} s, backward {:.3} s",
-            best[0], best[1], best[2]
-        );
+        let backward = if backward { format!(", backward {:.3} s", best[2]) } else { String::new() };
+        println!("{name} of {tokens} tokens, {codes} codes: assignment {:.3} s, forward with it {:.3} s{backward}", best[0], best[1]);
     }
     if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<usize>().ok());
