@@ -142,7 +142,7 @@ fn add_panel<S: Lanes, const R: usize, V: Variant>(s: S, meeting: &Meeting<'_>, 
     let empty = [s.equal(below[0], none), s.equal(below[1], none)];
     for tile in tiles {
         let (x, _) = meeting.logits::<S, R, 2, V>(s, (tile, 0), below);
-        // Every row of the tile, those of nobody included, which are hidden: a count known only now would keep the tile in memory.
+        // Every row of the tile; those of nobody are hidden.
         for (r, row) in x.iter().enumerate() {
             let key = tile * R + r;
             let low = meeting.keep::<S, V>(s, key, 0, s.select(empty[0], s.zero(), s.exp2(row[0])));
