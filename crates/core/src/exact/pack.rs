@@ -130,18 +130,20 @@ fn stands_on_lines(data: &[f32], [width, stride]: [usize; 2], lanes: usize) -> b
     [width, stride, start].into_iter().all(|x| x.is_multiple_of(lanes))
 }
 
-/// Writes rows `rows` of head `h` to `into` as f32, `width` padded with zeros to whole registers, and zero rows up to
-/// `panel` rows.
+/// Writes rows `rows` of head `h` to `into` as f32, `width` padded with zeros to whole registers, and the last one again up to
+/// the end: an infinite key makes of it what it makes of a row that is there, and of zeros what is not a number.
 #[inline(always)]
 pub(crate) fn stage_rows<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], rows: Range<usize>, into: &mut [f32]) {
     let width = view.shape()[3];
     let stride = width.next_multiple_of(S::N);
-    let mut staged = into.chunks_mut(stride);
-    for (row, to) in rows.zip(&mut staged) {
+    let filled = rows.len() * stride;
+    for (row, to) in rows.zip(into.chunks_mut(stride)) {
         view.widen_row(s, [b, h, row], to);
         to[width..].fill(0.0);
     }
-    staged.for_each(|rest| rest.fill(0.0));
+    for at in (filled..into.len() / stride * stride).step_by(stride) {
+        into.copy_within(filled - stride..filled, at);
+    }
 }
 
 /// Transposes `2·N` staged rows of `width` into a panel `[width][2·N]`, multiplied by `factor`.

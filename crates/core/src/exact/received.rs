@@ -137,16 +137,12 @@ impl Worker<'_> {
 #[inline(always)]
 fn add_panel<S: Lanes, const R: usize, V: Variant>(s: S, meeting: &Meeting<'_>, below: &[f32], tiles: Range<usize>, lanes: &mut [f32]) {
     let below = [s.load(below), s.load(&below[S::N..])];
-    // Lanes of nobody: a key that is not finite makes of their zeros what is not a number.
-    let none = s.splat(f32::NEG_INFINITY);
-    let empty = [s.equal(below[0], none), s.equal(below[1], none)];
     for tile in tiles {
         let (x, _) = meeting.logits::<S, R, 2, V>(s, (tile, 0), below);
         // Every row of the tile; those of nobody are hidden.
         for (r, row) in x.iter().enumerate() {
             let key = tile * R + r;
-            let low = meeting.keep::<S, V>(s, key, 0, s.select(empty[0], s.zero(), s.exp2(row[0])));
-            let high = meeting.keep::<S, V>(s, key, 1, s.select(empty[1], s.zero(), s.exp2(row[1])));
+            let (low, high) = (meeting.keep::<S, V>(s, key, 0, s.exp2(row[0])), meeting.keep::<S, V>(s, key, 1, s.exp2(row[1])));
             let sum = &mut lanes[key * S::N..(key + 1) * S::N];
             s.store(sum, s.add(s.load(sum), s.add(low, high)));
         }
