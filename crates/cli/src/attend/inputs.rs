@@ -87,9 +87,9 @@ impl Loaded {
             threshold: reader.floats("threshold", &[heads], &own_or_f32)?,
             gate_logits: reader.floats("gate_logits", &[batch, queries], &own_or_f32)?,
             gates: reader.floats("gates", &[batch, heads, queries, dk], &own_or_f32)?,
-            codebook: reader.shared("codebook", [Some(kv_heads), None, Some(dk)])?,
-            codebook_q: reader.shared("codebook_q", [Some(heads), None, Some(dk)])?,
-            hyperplanes: reader.shared("hyperplanes", [Some(1), Some(dk), None])?,
+            codebook: reader.shared("codebook", &[Some(kv_heads), None, Some(dk)])?,
+            codebook_q: reader.shared("codebook_q", &[Some(heads), None, Some(dk)])?,
+            hyperplanes: reader.shared("hyperplanes", &[Some(dk), None])?,
             lengths: reader.counts("lengths", &[batch])?,
             lengths_q: reader.counts("lengths_q", &[batch])?,
             offsets: reader.offsets()?,
@@ -279,11 +279,9 @@ impl<'a> Reader<'a> {
         Ok(Some(x))
     }
 
-    /// A tensor that all batch rows share, with a leading 1; sizes that are not given are the file's. Hyperplanes, which heads
-    /// share too, are a matrix in the file.
-    fn shared(&self, name: &str, sizes: [Option<usize>; 3]) -> Result<Option<Tensor>, Failure> {
+    /// A tensor that all batch rows share, or all heads too, as one of four dimensions; sizes that are not given are the file's.
+    fn shared(&self, name: &str, sizes: &[Option<usize>]) -> Result<Option<Tensor>, Failure> {
         let Some(entry) = self.archive.entry(name) else { return Ok(None) };
-        let sizes = if sizes[0] == Some(1) && name == "hyperplanes" { &sizes[1..] } else { &sizes[..] };
         let fits =
             entry.shape.len() == sizes.len() && entry.shape.iter().zip(sizes).all(|(&found, size)| size.is_none_or(|size| size == found));
         if !fits {

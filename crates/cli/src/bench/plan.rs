@@ -101,15 +101,14 @@ impl Plan {
     ) -> Result<Vec<Record>, Failure> {
         let mut records: Vec<Record> = Vec::new();
         let evictor = self.phases.contains(&Phase::Decode).then(Evictor::new);
-        let mut heads: Option<[Option<Heads>; 2]> = None;
+        let mut heads: Option<(Heads, Option<Heads>)> = None;
         let mut length = usize::MAX;
         for place in self.places() {
             if place.length != length {
                 drop(heads.take());
                 length = place.length;
             }
-            let made =
-                heads.get_or_insert_with(|| [Some(self.source.heads(length)), self.captured.as_ref().map(|source| source.heads(length))]);
+            let made = heads.get_or_insert_with(|| (self.source.heads(length), self.captured.as_ref().map(|source| source.heads(length))));
             bar.set_message(format!("{} {} at {length}", place.chosen.about().name, place.phase.name()));
             let record = self.row(place, made, (&records, evictor.as_ref()), (machine, par))?;
             report(&record)?;
@@ -122,13 +121,12 @@ impl Plan {
     fn row(
         &self,
         place: Place<'_>,
-        [heads, captured]: &[Option<Heads>; 2],
+        (heads, captured): &(Heads, Option<Heads>),
         (earlier, evictor): (&[Record], Option<&Evictor>),
         (machine, par): (&Machine, Par),
     ) -> Result<Record, Failure> {
         let Place { length, causal, chosen, phase } = place;
         let name = chosen.about().name;
-        let heads = heads.as_ref().expect("made for this length");
         let case = Case { chosen, phase, source: &self.source, heads, causal, par };
         if self.extrapolate.get(name).is_some_and(|&most| length > most) {
             let same = |record: &&Record| record.mechanism == name && record.pass == phase.name() && record.causal == causal;

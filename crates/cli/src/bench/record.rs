@@ -184,7 +184,7 @@ pub fn write_csv(records: &[Record], into: impl io::Write) -> io::Result<()> {
 }
 
 fn row([mechanism, pass, length, median, speed, ceiling, memory, largest, relative]: [&str; 9]) -> String {
-    format!("{mechanism:<10} {pass:<9} {length:>7} {median:>10} {speed:>14} {ceiling:>10} {memory:>12} {largest:>10} {relative:>10}\n")
+    format!("{mechanism:<12} {pass:<9} {length:>7} {median:>10} {speed:>14} {ceiling:>10} {memory:>12} {largest:>10} {relative:>10}\n")
 }
 
 fn duration(seconds: f64) -> String {
