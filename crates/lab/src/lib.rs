@@ -1,0 +1,6 @@
+//! Tasks and data, training, evaluation, comparison: everything that makes a record.
+
+pub mod error;
+pub mod task;
+
+pub use error::Error;
