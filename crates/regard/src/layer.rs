@@ -5,13 +5,14 @@
 //! output's bias instead of an average, and key/value heads may be fewer than query heads. Vaswani et al. 2017; Su et al. 2021
 //! (rotary); Henry et al. 2020 (norms of q and k); Ainslie et al. 2023 (shared heads).
 
-use crate::modules::{ClusterThreshold, TypeProjection};
+use crate::modules::{ClusterThreshold, Codebook, GateProjection, Statistics, TypeProjection};
 use crate::rows::{self, Activation, Rotary, Turns};
-use crate::{Attention, Dropout, Error, Packed, Pass, attention, door, penalty};
+use crate::{Attention, Dropout, Error, Mechanism, Packed, Pass, attention, attention_traced, door, penalty};
 use burn::config::Config;
 use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, DType, Device, Tensor};
+use regard_core::mechanism::Trace;
 
 /// Sizes of an [`AttentionLayer`].
 #[derive(Config, Debug)]
@@ -50,16 +51,52 @@ pub struct AttentionLayerConfig {
     /// Where the layer's learned thresholds of heads start, for the mechanism `clustered`; without it there are none.
     #[config(default = "None")]
     pub threshold: Option<f64>,
+    /// Whether the layer has gates of keys and outputs, for the mechanism `gated_linear`.
+    #[config(default = false)]
+    pub gates: bool,
+    /// Codewords of keys for each kv head, for the mechanisms `vq` and `vq_qk`; no codebook without it.
+    #[config(default = "None")]
+    pub codebook: Option<usize>,
+    /// Codewords of queries for each query head, for the mechanism `vq_qk`; no codebook without it.
+    #[config(default = "None")]
+    pub codebook_q: Option<usize>,
     /// How projections start.
     #[config(default = "Initializer::KaimingUniform{gain:1.0/3.0f64.sqrt(), fan_out_only:false}")]
     pub initializer: Initializer,
 }
 
 impl AttentionLayerConfig {
+    /// With everything that a mechanism does not run without: types, gates, codebooks of as many codewords as it says.
+    ///
+    /// ```
+    /// use burn::tensor::Device;
+    /// use regard::mechanism::Vq;
+    /// use regard::{Attention, AttentionLayerConfig};
+    ///
+    /// let vq = Vq { codebook_size: 64, ..Vq::default() }.into();
+    /// let layer = AttentionLayerConfig::new(32, 4).for_mechanism(&vq).init(&Device::flex())?;
+    /// let layer = layer.attention(Attention::causal().mechanism(vq));
+    /// assert_eq!(layer.codebook.unwrap().rows.dims(), [4, 64, 8]);
+    /// # Ok::<(), regard::Error>(())
+    /// ```
+    #[must_use]
+    pub fn for_mechanism(self, mechanism: &Mechanism) -> Self {
+        let owned = |set: &&&[&str]| set.iter().all(|tensor| OWNED.contains(tensor));
+        let needs: &[&str] = mechanism.about().needs.iter().find(owned).copied().unwrap_or_default();
+        let codewords = |tensor| mechanism.codewords(tensor).filter(|_| needs.contains(&tensor));
+        AttentionLayerConfig {
+            types: self.types || needs.contains(&"type_logits"),
+            gates: self.gates || needs.contains(&"gates"),
+            codebook: codewords("codebook").or(self.codebook),
+            codebook_q: codewords("codebook_q").or(self.codebook_q),
+            ..self
+        }
+    }
+
     /// A layer of full attention without rotary embedding.
     ///
     /// # Errors
-    /// If heads do not divide the width or one another, or an option is out of range.
+    /// If heads do not divide the width or one another, an option is out of range, or a codebook is empty.
     pub fn init(&self, device: &Device) -> Result<AttentionLayer, Error> {
         let heads = self.heads()?;
         let linear = |from: usize, to: usize, bias: bool| {
@@ -67,6 +104,8 @@ impl AttentionLayerConfig {
         };
         let norm = || self.qk_norm.map(|epsilon| RmsNormConfig::new(heads.width).with_epsilon(epsilon).init(device));
         let (inner, shared) = (heads.queries * heads.width, heads.keys * heads.width);
+        let codebook = self.codebook.map(|count| Codebook::of_keys([heads.keys, count, heads.width], device));
+        let codebook_q = self.codebook_q.map(|count| Codebook::of_queries([heads.queries, count, heads.width], device));
         Ok(AttentionLayer {
             query: linear(self.d_model, inner, self.query_bias),
             key: linear(self.d_model, shared, self.key_bias),
@@ -76,6 +115,9 @@ impl AttentionLayerConfig {
             key_norm: norm(),
             types: self.types.then(|| TypeProjection::new(self.d_model, heads.keys, device)),
             threshold: self.threshold.map(|start| ClusterThreshold::new(heads.queries, start, device)),
+            gates: self.gates.then(|| GateProjection::new(self.d_model, [heads.queries, heads.width], device)),
+            codebook,
+            codebook_q,
             heads,
             rotary: None,
             attention: Attention::full(),
@@ -95,12 +137,20 @@ impl AttentionLayerConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return value("dropout", format!("{} is outside [0, 1)", self.dropout));
         }
+        for (name, codewords) in [("codebook", self.codebook), ("codebook_q", self.codebook_q)] {
+            if codewords == Some(0) {
+                return value(name, "0 codewords: expected at least 1".to_owned());
+            }
+        }
         if let Some(epsilon) = self.qk_norm.filter(|epsilon| epsilon.is_nan() || *epsilon <= 0.0) {
             return value("qk_norm", format!("an epsilon of {epsilon} is not above 0"));
         }
         Ok(Heads { queries, keys, width: self.head_dim.unwrap_or(self.d_model / queries) })
     }
 }
+
+/// Tensors beside q, k and v that a layer can make of what it owns.
+const OWNED: [&str; 4] = ["type_logits", "gates", "codebook", "codebook_q"];
 
 /// How projections fall into heads.
 #[derive(Debug, Clone, Copy)]
@@ -141,6 +191,12 @@ pub struct AttentionLayer {
     pub types: Option<TypeProjection>,
     /// Thresholds of heads, read by a mechanism that merges by them.
     pub threshold: Option<ClusterThreshold>,
+    /// Gates of keys and outputs, for a mechanism that forgets by them.
+    pub gates: Option<GateProjection>,
+    /// Codewords of keys, read by a mechanism that quantises them.
+    pub codebook: Option<Codebook>,
+    /// Codewords of queries, read by a mechanism that quantises them.
+    pub codebook_q: Option<Codebook>,
     #[module(skip)]
     heads: Heads,
     #[module(skip)]
@@ -198,6 +254,25 @@ impl LayerInput {
     pub fn pass(self, pass: Pass) -> Self {
         LayerInput { pass, ..self }
     }
+}
+
+/// What a step of training leaves beside the output of a layer.
+#[derive(Debug, Clone)]
+pub struct Aside {
+    /// What joins the loss, `[1]` in f32: the penalty of what the layer learns to choose by, the commitment of keys to their codewords; 0
+    /// where there is neither.
+    pub loss: Tensor<1>,
+    /// For [`AttentionLayer::after_step`].
+    pub codes: Codes,
+}
+
+/// What a step of training says of the codes of a layer's keys and queries; nothing where they have none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Codes {
+    /// Of keys.
+    pub keys: Option<Statistics>,
+    /// Of queries.
+    pub queries: Option<Statistics>,
 }
 
 impl From<Tensor<3>> for LayerInput {
@@ -276,6 +351,82 @@ impl AttentionLayer {
         Ok((x.clone().with_x(self.attend(heads)?.squeeze_dim::<2>(0))?, penalty))
     }
 
+    /// [`AttentionLayer::forward`], and in a pass of training what joins the loss and moves codebooks. `weight` is that of [`penalty`].
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Distribution, Tensor};
+    /// use regard::mechanism::Vq;
+    /// use regard::{Attention, AttentionLayerConfig, LayerInput, Pass};
+    ///
+    /// let device = Device::flex().autodiff();
+    /// let vq = Vq { codebook_size: 8, ..Vq::default() }.into();
+    /// let layer = AttentionLayerConfig::new(32, 4).for_mechanism(&vq).init(&device)?;
+    /// let mut layer = layer.attention(Attention::causal().mechanism(vq));
+    /// let x = Tensor::<3>::random([2, 20, 32], Distribution::Default, &device);
+    /// let input = LayerInput::self_attn(x).pass(Pass { training: true, seed: 1, step: 0 });
+    /// let (y, aside) = layer.forward_training(input, 0.0)?;
+    /// let gradients = (y.powi_scalar(2).mean() + aside.loss).backward();
+    /// layer.after_step(&aside.codes)?; // behind the optimiser's step by these gradients
+    /// # let _ = gradients;
+    /// # Ok::<(), regard::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`AttentionLayer::forward`]; also if the mechanism lacks an option that its penalty needs.
+    pub fn forward_training(&self, input: impl Into<LayerInput>, weight: f32) -> Result<(Tensor<3>, Aside), Error> {
+        self.train(self.project_input(input.into())?, weight)
+    }
+
+    /// [`AttentionLayer::forward_packed`] as [`AttentionLayer::forward_training`].
+    ///
+    /// # Errors
+    /// As [`AttentionLayer::forward_packed`]; also if the mechanism lacks an option that its penalty needs.
+    pub fn forward_packed_training(&self, x: &Packed, turns: Option<&Turns>, pass: Pass, weight: f32) -> Result<(Packed, Aside), Error> {
+        let (y, aside) = self.train(self.project_packed(x, turns, pass)?, weight)?;
+        Ok((x.clone().with_x(y.squeeze_dim::<2>(0))?, aside))
+    }
+
+    fn train(&self, heads: Projected, weight: f32) -> Result<(Tensor<3>, Aside), Error> {
+        let mut loss = Tensor::<1>::zeros([1], (&heads.qkv[0].device(), DType::F32));
+        let training = heads.how.rules.pass().training;
+        if training && heads.how.learns() {
+            loss = loss + heads.penalty(weight)?;
+        }
+        if !training || !(heads.how.reads("codebook") || heads.how.reads("codebook_q")) {
+            return Ok((self.attend(heads)?, Aside { loss, codes: Codes::default() }));
+        }
+        let Projected { qkv: [q, k, v], how, x } = heads;
+        let (o, traces) = attention_traced(q.clone(), k.clone(), v, &how)?;
+        let codes = self.codes([&q, &k], &traces, &how)?;
+        let beta = how.chosen().map_or(0.0, Mechanism::commitment);
+        if let Some(codebook) = self.codebook.as_ref().filter(|_| beta > 0.0 && codes.keys.is_some()) {
+            loss = loss + codebook.commitment([&q, &k], &traces, &how)? * beta;
+        }
+        Ok((self.leave(x, o, &how)?, Aside { loss, codes }))
+    }
+
+    fn codes(&self, heads: [&Tensor<4>; 2], traces: &[Trace], how: &Attention) -> Result<Codes, Error> {
+        let of = |codebook: &Option<Codebook>, tensor| {
+            let codebook = codebook.as_ref().filter(|_| how.reads(tensor));
+            codebook.map(|codebook| codebook.statistics(heads, traces, how)).transpose()
+        };
+        Ok(Codes { keys: of(&self.codebook, "codebook")?, queries: of(&self.codebook_q, "codebook_q")? })
+    }
+
+    /// Moves the codebooks, behind the step of the optimiser. Returns how many codes started again.
+    ///
+    /// # Errors
+    /// If the codes are those of another layer.
+    pub fn after_step(&mut self, codes: &Codes) -> Result<u64, Error> {
+        let mut restarts = 0;
+        for (codebook, statistics) in [(&mut self.codebook, &codes.keys), (&mut self.codebook_q, &codes.queries)] {
+            if let (Some(codebook), Some(statistics)) = (codebook, statistics) {
+                restarts += codebook.after_step(statistics)?;
+            }
+        }
+        Ok(restarts)
+    }
+
     fn project_packed(&self, x: &Packed, turns: Option<&Turns>, pass: Pass) -> Result<Projected, Error> {
         let own = if turns.is_none() { self.turns(x.positions().iter().copied())? } else { None };
         let turns = turns.or(own.as_ref());
@@ -344,32 +495,52 @@ impl AttentionLayer {
             turned(normed(project(k, &self.key, [keys, width])?, self.key_norm.as_ref())?, turns[1])?,
             project(v, &self.value, [keys, width])?.swap_dims(1, 2),
         ];
-        Ok(Projected { qkv, how: self.learned(x, how)? })
+        let how = self.learned(&x, [&qkv[0], &qkv[1]], how)?;
+        let [x, ..] = x;
+        Ok(Projected { qkv, how, x })
     }
 
     /// What a mechanism learns from or looks at beside q, k and v.
-    fn learned(&self, [of_queries, of_keys, _]: [Tensor<3>; 3], how: Attention) -> Result<Attention, Error> {
+    fn learned(&self, [of_queries, of_keys, _]: &[Tensor<3>; 3], heads: [&Tensor<4>; 2], how: Attention) -> Result<Attention, Error> {
         let mut how = how;
         if let Some(threshold) = self.threshold.as_ref().filter(|_| how.reads("threshold")) {
             how = threshold.attention(how);
         }
         if let Some(types) = self.types.as_ref().filter(|_| how.reads("type_logits")) {
-            how = types.attention(of_keys, how)?;
+            how = types.attention(of_keys.clone(), how)?;
         }
-        Ok(if how.reads("x") { how.hidden_states(of_queries) } else { how })
+        if let Some(gates) = self.gates.as_ref().filter(|_| how.reads("gates")) {
+            how = gates.attention(of_queries.clone(), how)?;
+        }
+        for (codebook, tensor) in [(&self.codebook, "codebook"), (&self.codebook_q, "codebook_q")] {
+            if let Some(codebook) = codebook.as_ref().filter(|_| how.reads(tensor)) {
+                how = codebook.attention(heads, how)?;
+            }
+        }
+        Ok(if how.reads("x") { how.hidden_states(of_queries.clone()) } else { how })
     }
 
-    fn attend(&self, Projected { qkv: [q, k, v], how }: Projected) -> Result<Tensor<3>, Error> {
-        let [batch, _, n, _] = q.dims();
-        let o = attention(q, k, v, &how)?.swap_dims(1, 2).reshape([batch, n, self.heads.queries * self.heads.width]);
+    fn attend(&self, Projected { qkv: [q, k, v], how, x }: Projected) -> Result<Tensor<3>, Error> {
+        let o = attention(q, k, v, &how)?;
+        self.leave(x, o, &how)
+    }
+
+    /// `[B, N, E]` of outputs `[B, H, N, D]` and what queries were made from.
+    fn leave(&self, x: Tensor<3>, o: Tensor<4>, how: &Attention) -> Result<Tensor<3>, Error> {
+        let [batch, heads, n, width] = o.dims();
+        let o = match self.gates.as_ref().filter(|_| how.reads("gates")) {
+            Some(gates) => gates.output(x, o)?,
+            None => o.swap_dims(1, 2).reshape([batch, n, heads * width]),
+        };
         apply(o, &self.output)
     }
 }
 
-/// Queries, keys and values in heads, and how they attend.
+/// Queries, keys and values in heads, how they attend, and what queries were made from.
 struct Projected {
     qkv: [Tensor<4>; 3],
     how: Attention,
+    x: Tensor<3>,
 }
 
 impl Projected {

@@ -29,9 +29,9 @@ pub mod reduce;
 pub mod rows;
 mod tally;
 
-pub use attention::{Attention, attention, attention_scored, penalty};
+pub use attention::{Attention, attention, attention_scored, attention_traced, penalty};
 pub use error::Error;
-pub use layer::{AttentionLayer, AttentionLayerConfig, LayerInput};
+pub use layer::{Aside, AttentionLayer, AttentionLayerConfig, Codes, LayerInput};
 pub use packed::Packed;
 pub use regard_core::mechanism::{Mechanism, Pass};
 pub use regard_core::{Alignment, Dropout, mechanism};

@@ -404,6 +404,17 @@ pub trait Config: Default + Clone + std::fmt::Debug {
     /// # Errors
     /// If the mechanism cannot step with its options.
     fn start(&self) -> Result<Self::Memory, Error>;
+
+    /// Codewords of each head in a codebook, `codebook` or `codebook_q`, that is yet to be made.
+    fn codewords(&self, tensor: &str) -> Option<usize> {
+        let _ = tensor;
+        None
+    }
+
+    /// What the mean squared distance of keys to their codewords weighs in the loss of training.
+    fn commitment(&self) -> f32 {
+        0.0
+    }
 }
 
 /// Makes the enums of mechanisms, choices, plans and states, and everything that walks them.
@@ -490,6 +501,16 @@ macro_rules! mechanisms {
             /// If the mechanism cannot step with its options.
             pub fn start(&self) -> Result<State, Error> {
                 match self { $(Mechanism::$variant(config) => Ok(State::$variant(config.start()?))),+ }
+            }
+
+            /// Codewords of each head in a codebook, `codebook` or `codebook_q`, that is yet to be made.
+            pub fn codewords(&self, tensor: &str) -> Option<usize> {
+                match self { $(Mechanism::$variant(config) => config.codewords(tensor)),+ }
+            }
+
+            /// What the mean squared distance of keys to their codewords weighs in the loss of training.
+            pub fn commitment(&self) -> f32 {
+                match self { $(Mechanism::$variant(config) => config.commitment()),+ }
             }
         }
 

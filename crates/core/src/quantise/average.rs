@@ -171,6 +171,23 @@ impl Statistics {
         Ok(found)
     }
 
+    /// Takes in what another batch of the same step says.
+    ///
+    /// # Errors
+    /// If it is of another shape.
+    pub fn join(&mut self, other: &Statistics) -> Result<(), Error> {
+        if other.shape != self.shape {
+            return Err(Error::Shape { tensor: "statistics", found: other.shape.to_vec(), expected: self.shape.to_vec() });
+        }
+        let of_head = self.shape[1] * self.shape[2];
+        for head in (0..self.shape[0]).filter(|&head| !self.seen(head)).collect::<Vec<_>>() {
+            self.drawn[head * of_head..][..of_head].copy_from_slice(&other.drawn[head * of_head..][..of_head]);
+        }
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
+        self.sums.iter_mut().zip(&other.sums).for_each(|(sum, more)| *sum += more);
+        Ok(())
+    }
+
     fn add(&mut self, keys: &View<'_>, [b, h, n]: [usize; 3], code: usize) {
         let width = self.shape[2];
         self.counts[code] += 1;

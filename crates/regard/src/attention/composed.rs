@@ -7,7 +7,7 @@
 
 use super::host::{Host, Scores};
 use super::typed::Types;
-use super::{Attention, merged};
+use super::{Asked, Attention, merged};
 use crate::{Error, Tally};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
@@ -25,11 +25,19 @@ fn elsewhere(name: &str) -> Error {
     regard_core::Error::Combination(format!("{name} with these options runs on Burn's CPU device only")).into()
 }
 
-pub(super) fn attention([q, k, v]: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
+pub(super) fn attention(qkv: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
+    asked(qkv, how, Asked::default())
+}
+
+/// Attention that leaves what was chosen where it is asked for.
+pub(super) fn asked([q, k, v]: [Tensor<4>; 3], how: &Attention, asked: Asked) -> Result<Tensor<4>, Error> {
     Tally::add(|tally| tally.composed += 1);
     let host = Host::new(how, [&q, &k], Some(v.dims()), Scores::Shapes);
     host.plan(|name, plan| {
         let dtype = q.dtype();
+        if let Some(traces) = &asked.traces {
+            traces.get_or_init(|| plan.traces());
+        }
         let o = match plan.composition().ok_or_else(|| elsewhere(name))? {
             Composition::Exact(problem) => Call::new(problem, how, [q, k, v]).attention(),
             Composition::Typed(typing) => match how.learned.type_logits.as_ref().filter(|logits| logits.is_autodiff()) {

@@ -2,7 +2,7 @@
 //! biases (checkpointed), the output, and one f32 per query row, the log-sum-exp.
 
 use super::rules::Rules;
-use super::{Attention, Learned};
+use super::{Asked, Attention, Learned};
 use crate::autodiff::{self, Operation, Parent, Parents, Step, flex_bool};
 use crate::flex::{self, Fresh};
 use crate::{Error, Tally};
@@ -12,7 +12,7 @@ use regard_core::mechanism::{Choices, Gradients, Inputs, Plan};
 use regard_core::reduce::Uniform;
 use regard_core::{Output, Par, Problem, Saved, View, ViewMut, exact};
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Places of the parents.
 const Q: usize = 0;
@@ -31,8 +31,7 @@ const PARENTS: usize = 9;
 struct Fused {
     rules: Arc<Rules>,
     mask: Option<FlexTensor>,
-    /// Where scores are left, if they are wanted.
-    scores: Option<Arc<OnceLock<Vec<f32>>>>,
+    asked: Asked,
 }
 
 /// What the forward pass leaves.
@@ -44,12 +43,12 @@ struct Left {
 }
 
 pub(super) fn attention(qkv: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4>, Error> {
-    scored(qkv, how, None)
+    asked(qkv, how, Asked::default())
 }
 
-/// Attention that leaves the score of every key, `[B, M]`, where it is asked for.
-pub(super) fn scored([q, k, v]: [Tensor<4>; 3], how: &Attention, scores: Option<Arc<OnceLock<Vec<f32>>>>) -> Result<Tensor<4>, Error> {
-    let operation = Fused { rules: how.rules.clone(), mask: how.mask.clone().and_then(flex_bool), scores };
+/// Attention that leaves the score of every key, `[B, M]`, or what was chosen, where it is asked for.
+pub(super) fn asked([q, k, v]: [Tensor<4>; 3], how: &Attention, asked: Asked) -> Result<Tensor<4>, Error> {
+    let operation = Fused { rules: how.rules.clone(), mask: how.mask.clone().and_then(flex_bool), asked };
     let heads = [q, k, v].map(|x| Some(Parent::from(x)));
     let biases = [how.key_bias.clone().map(Parent::from), how.bias.clone().map(Parent::from)];
     let Learned { x, type_logits, threshold, gates } = how.learned.clone();
@@ -147,17 +146,20 @@ impl Operation<PARENTS> for Fused {
         let inputs = borrowed.inputs(self)?;
         let [batch, heads, queries, _] = inputs.q.shape();
         let mut o = Fresh::like(present(parents, Q), [batch, heads, queries, inputs.v.shape()[3]]);
-        let keep = keep || self.scores.is_some();
+        let keep = keep || self.asked.scores.is_some();
         let mut lse = vec![0.0; if keep { batch * heads * queries } else { 0 }];
         let mut out = Output { o: o.view_mut("o")?, lse: keep.then_some(&mut lse) };
         let (mechanism, pass) = (self.rules.mechanism()?, self.rules.pass());
         let choices = mechanism.choose(&inputs, pass, Par::default())?;
         let plan = mechanism.plan(&inputs, &choices, pass)?;
         plan.forward(&mut out, Par::default())?;
-        if let Some(scores) = &self.scores {
+        if let Some(scores) = &self.asked.scores {
             let missing = || regard_core::Error::Combination(format!("{} has no received attention", mechanism.about().name));
             let (score, _) = score(plan.problem().ok_or_else(missing)?, &lse)?;
             scores.get_or_init(|| score);
+        }
+        if let Some(traces) = &self.asked.traces {
+            traces.get_or_init(|| plan.traces());
         }
         let o = o.into_tensor();
         Ok((o.clone(), Left { o, lse: lse.into(), choices: Arc::new(choices) }))

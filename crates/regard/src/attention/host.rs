@@ -13,18 +13,18 @@ fn shape_only<'a>(shape: [usize; 4], tensor: &'static str) -> Result<View<'a>, E
 }
 
 /// All elements of a tensor, read back.
-struct Read<const D: usize> {
+pub(crate) struct Read<const D: usize> {
     values: Vec<f32>,
     shape: [usize; D],
 }
 
 impl<const D: usize> Read<D> {
-    fn new(x: &Tensor<D>) -> Self {
+    pub(crate) fn new(x: &Tensor<D>) -> Self {
         Read { values: x.clone().into_data().iter::<f32>().collect(), shape: x.dims() }
     }
 
     /// In another shape; without values, the shape alone.
-    fn view(&self, shape: [usize; 4], tensor: &'static str) -> Result<View<'_>, Error> {
+    pub(crate) fn view(&self, shape: [usize; 4], tensor: &'static str) -> Result<View<'_>, Error> {
         if self.values.is_empty() {
             return shape_only(shape, tensor);
         }

@@ -11,11 +11,12 @@ mod penalty;
 mod rules;
 mod typed;
 
+pub(crate) use host::Read;
 pub use penalty::penalty;
 
 use crate::{Error, door};
 use burn::tensor::{Bool, Tensor, TensorData};
-use regard_core::mechanism::{Mechanism, Pass};
+use regard_core::mechanism::{Mechanism, Pass, Trace};
 use regard_core::{Alignment, Dropout};
 use rules::{Constant, Rules};
 use std::sync::{Arc, OnceLock};
@@ -43,6 +44,13 @@ struct Learned {
     type_logits: Option<Tensor<4>>,
     threshold: Option<Tensor<1>>,
     gates: Option<Tensor<4>>,
+}
+
+/// What is wanted beside the output: left here by the forward pass.
+#[derive(Debug, Clone, Default)]
+struct Asked {
+    scores: Option<Arc<OnceLock<Vec<f32>>>>,
+    traces: Option<Arc<OnceLock<Vec<Trace>>>>,
 }
 
 impl Attention {
@@ -240,6 +248,16 @@ impl Attention {
         self.rules.mechanism.as_ref().is_some_and(|mechanism| mechanism.about().tensors.contains(&tensor))
     }
 
+    /// The mechanism that was chosen; none is exact attention.
+    pub(crate) fn chosen(&self) -> Option<&Mechanism> {
+        self.rules.mechanism.as_ref()
+    }
+
+    /// Whether the mechanism of this call learns from something that a penalty steers.
+    pub(crate) fn learns(&self) -> bool {
+        self.learned.type_logits.is_some() || self.learned.threshold.is_some()
+    }
+
     /// Whether fused kernels run a call.
     pub(crate) fn is_fused(&self, q: &Tensor<4>) -> bool {
         door::has_kernels(q) && !self.unfused
@@ -317,7 +335,19 @@ pub fn attention_scored(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attentio
     }
     let (batch, keys, device) = (k.dims()[0], k.dims()[2], q.device());
     let scores = Arc::new(OnceLock::new());
-    let o = fused::scored([q, k, v], how, Some(scores.clone()))?;
+    let o = fused::asked([q, k, v], how, Asked { scores: Some(scores.clone()), traces: None })?;
     let score = scores.get().cloned().unwrap_or_default();
     Ok((o, Tensor::from_data(TensorData::new(score, [batch, keys]), &device)))
+}
+
+/// [`attention`], and what its mechanism chose: clusters, codes, orders. Nothing is chosen twice.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_traced(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, how: &Attention) -> Result<(Tensor<4>, Vec<Trace>), Error> {
+    how.check([&q, &k, &v])?;
+    let traces = Arc::new(OnceLock::new());
+    let asked = Asked { scores: None, traces: Some(traces.clone()) };
+    let o = if how.is_fused(&q) { fused::asked([q, k, v], how, asked) } else { composed::asked([q, k, v], how, asked) }?;
+    Ok((o, traces.get().cloned().unwrap_or_default()))
 }

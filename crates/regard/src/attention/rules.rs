@@ -41,6 +41,12 @@ impl Constant {
         Constant { values: x.clone().into_data().iter::<f32>().collect(), shape }
     }
 
+    /// A row of one of its matrices.
+    pub(crate) fn row(&self, matrix: usize, row: usize) -> &[f32] {
+        let [_, _, rows, width] = self.shape;
+        &self.values[(matrix * rows + row) * width..][..width]
+    }
+
     fn view(&self) -> View<'_> {
         Strided::contiguous(&self.values, self.shape, "constant").expect("it was read with its shape").into()
     }
@@ -58,6 +64,16 @@ impl Rules {
 
     pub(crate) fn pass(&self) -> Pass {
         self.pass
+    }
+
+    /// Valid keys per batch row, where not all are.
+    pub(crate) fn key_lengths(&self) -> Option<&[usize]> {
+        self.lengths.as_deref()
+    }
+
+    /// Valid ones queries per batch row, of so many beside so many keys, where not all are.
+    pub(crate) fn query_lengths(&self, [queries, keys]: [usize; 2]) -> Option<&[usize]> {
+        self.lengths_q.as_deref().or_else(|| self.lengths.as_deref().filter(|_| queries == keys))
     }
 
     /// Where packed sequences start among the keys.

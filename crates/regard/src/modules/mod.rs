@@ -1,6 +1,6 @@
-//! Modules that own what mechanisms and reducers learn: types, thresholds, gates.
+//! Modules that own what mechanisms and reducers learn: types, thresholds, gates, codewords.
 //!
-//! [`TypeProjection`] and [`ClusterThreshold`] live in an [`crate::AttentionLayer`]; [`PruneThresholds`] and [`DeletionGate`] stand between
+//! [`TypeProjection`], [`ClusterThreshold`], [`GateProjection`] and [`Codebook`] live in an [`crate::AttentionLayer`]; [`PruneThresholds`] and [`DeletionGate`] stand between
 //! layers. Each is soft while training and hard afterwards; whatever is random in them is a function of (seed, step).
 //!
 //! ```
@@ -20,12 +20,16 @@
 //! ```
 
 mod cluster_threshold;
+mod codebook;
 mod deletion_gate;
+mod gate_projection;
 mod prune_thresholds;
 mod type_projection;
 
 pub use cluster_threshold::ClusterThreshold;
+pub use codebook::{Codebook, Statistics};
 pub use deletion_gate::{DeletionGate, Gates};
+pub use gate_projection::GateProjection;
 pub use prune_thresholds::{PruneThresholds, Softened};
 pub use type_projection::TypeProjection;
 

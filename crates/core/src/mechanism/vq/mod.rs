@@ -124,6 +124,14 @@ impl Config for Vq {
         self.check()?;
         Ok(Tallies::new(Held { name: NAME, gap: self.gap(), scale: self.scale, queries: false }))
     }
+
+    fn codewords(&self, tensor: &str) -> Option<usize> {
+        (tensor == "codebook").then_some(self.codebook_size)
+    }
+
+    fn commitment(&self) -> f32 {
+        self.beta
+    }
 }
 
 fn given<'a>(ground: &Ground<'_>, inputs: &Inputs<'a>) -> Result<View<'a>, Error> {

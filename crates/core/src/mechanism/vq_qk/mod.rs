@@ -111,6 +111,14 @@ impl Config for VqQk {
         self.check()?;
         Ok(Tallies::new(Held { name: NAME, gap: 0, scale: self.scale, queries: true }))
     }
+
+    fn codewords(&self, tensor: &str) -> Option<usize> {
+        match tensor {
+            "codebook_q" => Some(self.codebook_size_q),
+            "codebook" => Some(self.codebook_size_k),
+            _ => None,
+        }
+    }
 }
 
 /// Codewords of queries and of keys.
