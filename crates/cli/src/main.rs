@@ -10,6 +10,7 @@ mod chosen;
 mod embed;
 mod failure;
 mod files;
+mod lab;
 mod list;
 mod machine;
 mod memory;
@@ -43,6 +44,9 @@ enum Verb {
     Attend(attend::Attend),
     Bench(bench::Bench),
     Embed(embed::Embed),
+    Train(lab::train::Train),
+    Eval(lab::eval::Eval),
+    Compare(lab::compare::Compare),
     Report(report::Report),
     /// Print a script that completes this program's arguments in a shell
     #[command(after_help = "Example:\n  regard completions bash > ~/.local/share/bash-completion/completions/regard")]
@@ -69,6 +73,9 @@ fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Attend(attend) => attend::run(&attend),
         Verb::Bench(bench) => bench::run(&bench),
         Verb::Embed(embed) => embed::run(&embed),
+        Verb::Train(train) => lab::train::run(&train),
+        Verb::Eval(eval) => lab::eval::run(&eval),
+        Verb::Compare(compare) => lab::compare::run(&compare),
         Verb::Report(report) => report::run(&report),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -2,12 +2,13 @@
 
 use crate::failure::Failure;
 use cap::Cap;
-use std::alloc::System;
+use mimalloc::MiMalloc;
 use std::fs;
 use std::hint::black_box;
 
+/// Training makes and drops hundreds of megabytes a step, which the system's allocator hands back each time, page by page.
 #[global_allocator]
-static HEAP: Cap<System> = Cap::new(System, usize::MAX);
+static HEAP: Cap<MiMalloc> = Cap::new(MiMalloc, usize::MAX);
 
 /// Refuses work on data that does not fit into the memory that is free.
 pub fn check_room(bytes: f64, what: &str) -> Result<(), Failure> {

@@ -29,6 +29,14 @@ pub enum Error {
         /// What was found, what was expected, what to do.
         message: String,
     },
+    /// A model, a mechanism or a task that do not fit one another.
+    Model(regard::Error),
+}
+
+impl From<regard::Error> for Error {
+    fn from(error: regard::Error) -> Self {
+        Error::Model(error)
+    }
 }
 
 impl Error {
@@ -54,6 +62,7 @@ impl std::fmt::Display for Error {
             Error::File { path, source } => write!(f, "{}: {source}", path.display()),
             Error::Data { path, place, message } => write!(f, "{}: {place}: {message}", path.display()),
             Error::Key { key, message } => write!(f, "{key}: {message}"),
+            Error::Model(error) => error.fmt(f),
         }
     }
 }
@@ -62,6 +71,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::File { source, .. } => Some(source),
+            Error::Model(error) => Some(error),
             _ => None,
         }
     }

@@ -6,12 +6,13 @@
 //! (rotary); Henry et al. 2020 (norms of q and k); Ainslie et al. 2023 (shared heads).
 
 use crate::modules::{ClusterThreshold, Codebook, GateProjection, Statistics, TypeProjection};
+use crate::reduce::{Reducer, Shown, mean_keys};
 use crate::rows::{self, Activation, Rotary, Turns};
-use crate::{Attention, Dropout, Error, Mechanism, Packed, Pass, attention, attention_traced, door, penalty};
+use crate::{Attention, Dropout, Error, Mechanism, Packed, Pass, attention, attention_scored, attention_traced, door, penalty};
 use burn::config::Config;
 use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{Bool, DType, Device, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor, TensorData};
 use regard_core::mechanism::Trace;
 
 /// Sizes of an [`AttentionLayer`].
@@ -122,6 +123,7 @@ impl AttentionLayerConfig {
             rotary: None,
             attention: Attention::full(),
             dropout: self.dropout as f32,
+            storage: None,
         })
     }
 
@@ -205,6 +207,8 @@ pub struct AttentionLayer {
     attention: Attention,
     #[module(skip)]
     dropout: f32,
+    #[module(skip)]
+    storage: Option<FloatDType>,
 }
 
 /// What a layer reads from a padded batch, as [`burn::nn::attention::MhaInput`].
@@ -266,6 +270,32 @@ pub struct Aside {
     pub codes: Codes,
 }
 
+/// What sequences bring along on their way through the layers of a model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Passage<'a> {
+    /// Turns of the positions; made by the layer without it.
+    pub turns: Option<&'a Turns>,
+    /// Training or not, and what everything random is drawn from.
+    pub pass: Pass,
+    /// Of [`penalty`].
+    pub weight: f32,
+    /// How many tokens each row stands for, `[T]`: it is attended to in proportion. One each without it.
+    pub sizes: Option<&'a [f32]>,
+    /// Who decides behind this layer which tokens go on, and is shown what it reads.
+    pub reducer: Option<&'a Reducer>,
+}
+
+/// What a layer makes of a [`Passage`].
+#[derive(Debug, Clone)]
+pub struct Passed {
+    /// The output at every token.
+    pub tokens: Packed,
+    /// What joins the loss and moves codebooks.
+    pub aside: Aside,
+    /// For [`crate::reduce::reduce`].
+    pub shown: Shown,
+}
+
 /// What a step of training says of the codes of a layer's keys and queries; nothing where they have none.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Codes {
@@ -273,6 +303,13 @@ pub struct Codes {
     pub keys: Option<Statistics>,
     /// Of queries.
     pub queries: Option<Statistics>,
+}
+
+impl Aside {
+    /// Nothing.
+    fn none(x: &Packed) -> Self {
+        Aside { loss: Tensor::zeros([1], (&x.x().device(), DType::F32)), codes: Codes::default() }
+    }
 }
 
 impl From<Tensor<3>> for LayerInput {
@@ -286,6 +323,12 @@ impl AttentionLayer {
     #[must_use]
     pub fn attention(self, attention: Attention) -> Self {
         AttentionLayer { attention, ..self }
+    }
+
+    /// What q, k, v and o are stored in, such as bf16; what the projections are in without it, where parameters stay anyway.
+    #[must_use]
+    pub fn storage(self, storage: FloatDType) -> Self {
+        AttentionLayer { storage: Some(storage), ..self }
     }
 
     /// Rotary embedding of q and k.
@@ -384,6 +427,40 @@ impl AttentionLayer {
     pub fn forward_packed_training(&self, x: &Packed, turns: Option<&Turns>, pass: Pass, weight: f32) -> Result<(Packed, Aside), Error> {
         let (y, aside) = self.train(self.project_packed(x, turns, pass)?, weight)?;
         Ok((x.clone().with_x(y.squeeze_dim::<2>(0))?, aside))
+    }
+
+    /// [`AttentionLayer::forward_packed`] inside a model that may reduce its tokens behind the layer.
+    ///
+    /// # Errors
+    /// As [`AttentionLayer::forward_packed`]; also if the mechanism has no received attention and the reducer reads it, or takes no sizes.
+    pub fn forward_passage(&self, x: &Packed, passage: Passage<'_>) -> Result<Passed, Error> {
+        let mut heads = self.project_packed(x, passage.turns, passage.pass)?;
+        if let Some(sizes) = passage.sizes {
+            heads.how = heads.how.key_bias(self.log_sizes(sizes, &heads.qkv[1]));
+        }
+        let reads = |tensor: &str| passage.reducer.is_some_and(|reducer| reducer.about().tensors.contains(&tensor));
+        let keys = reads("keys").then(|| mean_keys(&heads.qkv[1]));
+        let (y, aside, score) = if reads("score") {
+            let (y, score) = self.attend_scored(heads)?;
+            (y, Aside::none(x), Some(score))
+        } else {
+            let (y, aside) = self.train(heads, passage.weight)?;
+            (y, aside, None)
+        };
+        let shown = Shown { score, keys, sizes: passage.sizes.map(Into::into), gate_logits: None };
+        Ok(Passed { tokens: x.clone().with_x(y.squeeze_dim::<2>(0))?, aside, shown })
+    }
+
+    fn log_sizes(&self, sizes: &[f32], like: &Tensor<4>) -> Tensor<3> {
+        let logs: Vec<f32> = sizes.iter().map(|size| size.ln()).collect();
+        let count = logs.len();
+        Tensor::<3>::from_data(TensorData::new(logs, [1, 1, count]), &like.device()).expand([1, self.heads.keys, count])
+    }
+
+    /// The output and how much each token was attended to, `[T]`.
+    fn attend_scored(&self, Projected { qkv: [q, k, v], how, x }: Projected) -> Result<(Tensor<3>, Tensor<1>), Error> {
+        let (o, score) = attention_scored(q, k, v, &how)?;
+        Ok((self.leave(x, o, &how)?, score.squeeze_dim(0)))
     }
 
     fn train(&self, heads: Projected, weight: f32) -> Result<(Tensor<3>, Aside), Error> {
@@ -495,6 +572,7 @@ impl AttentionLayer {
             turned(normed(project(k, &self.key, [keys, width])?, self.key_norm.as_ref())?, turns[1])?,
             project(v, &self.value, [keys, width])?.swap_dims(1, 2),
         ];
+        let qkv = self.storage.map_or(qkv.clone(), |storage| qkv.map(|x| x.cast(storage)));
         let how = self.learned(&x, [&qkv[0], &qkv[1]], how)?;
         let [x, ..] = x;
         Ok(Projected { qkv, how, x })
@@ -517,7 +595,7 @@ impl AttentionLayer {
                 how = codebook.attention(heads, how)?;
             }
         }
-        Ok(if how.reads("x") { how.hidden_states(of_queries.clone()) } else { how })
+        Ok(if how.reads("x") { how.hidden_states(of_queries.clone().cast(heads[0].dtype())) } else { how })
     }
 
     fn attend(&self, Projected { qkv: [q, k, v], how, x }: Projected) -> Result<Tensor<3>, Error> {
@@ -528,6 +606,7 @@ impl AttentionLayer {
     /// `[B, N, E]` of outputs `[B, H, N, D]` and what queries were made from.
     fn leave(&self, x: Tensor<3>, o: Tensor<4>, how: &Attention) -> Result<Tensor<3>, Error> {
         let [batch, heads, n, width] = o.dims();
+        let o = if self.storage.is_some() { o.cast(x.dtype()) } else { o };
         let o = match self.gates.as_ref().filter(|_| how.reads("gates")) {
             Some(gates) => gates.output(x, o)?,
             None => o.swap_dims(1, 2).reshape([batch, n, heads * width]),

@@ -31,7 +31,7 @@ mod tally;
 
 pub use attention::{Attention, attention, attention_scored, attention_traced, penalty};
 pub use error::Error;
-pub use layer::{Aside, AttentionLayer, AttentionLayerConfig, Codes, LayerInput};
+pub use layer::{Aside, AttentionLayer, AttentionLayerConfig, Codes, LayerInput, Passage, Passed};
 pub use packed::Packed;
 pub use regard_core::mechanism::{Mechanism, Pass};
 pub use regard_core::{Alignment, Dropout, mechanism};

@@ -347,10 +347,10 @@ mod tests {
         let run = |losses: &[f64]| {
             let moment = |(i, &loss): (usize, &f64)| Moment { step: i as u64, training_loss: Some(loss), validation_loss: None };
             let curve = losses.iter().enumerate().map(moment).collect();
-            Run { seed: 0, quality: None, tokens_kept: vec![], training: vec![], inference: vec![], curve }
+            Run { curve, ..Run::default() }
         };
         let runs = vec![run(&[3.0, 2.0, 1.0]), run(&[5.0, 4.0])];
-        let configuration = Configuration { name: String::new(), config: Default::default(), parameters: None, runs };
+        let configuration = Configuration { runs, ..Configuration::default() };
         let points = curve(&configuration, |moment| moment.training_loss);
         assert_eq!(
             points.iter().map(|point| (point.y, point.y_range)).collect::<Vec<_>>(),

@@ -14,7 +14,7 @@ pub use bench::{Approximation, Bench, Deviation, Measurement};
 pub use machine::{Machine, Origin};
 pub use refusal::Refusal;
 pub use serde_json::Value;
-pub use training::{Compare, Configuration, Moment, Run, Speed, Task, TrainingRun};
+pub use training::{Compare, Configuration, Difference, Moment, Run, Speed, Task, TrainingRun};
 
 use place::Place;
 use serde::Serialize;

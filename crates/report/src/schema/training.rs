@@ -42,10 +42,16 @@ pub struct Task {
     pub higher_is_better: bool,
     /// The texts on which quality was measured, such as `test`.
     pub split: Option<String>,
+    /// The metric of whoever knows how often labels occur and nothing else.
+    pub floor: Option<f64>,
+    /// A hash of the first examples.
+    pub fingerprint: Option<String>,
+    /// As it was written.
+    pub config: Map<String, Value>,
 }
 
 /// A model and how it was trained.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Configuration {
     /// Its name, unlike the others'.
     pub name: String,
@@ -53,12 +59,25 @@ pub struct Configuration {
     pub config: Map<String, Value>,
     /// Trained parameters.
     pub parameters: Option<u64>,
+    /// How far its quality is from that of exact attention.
+    pub difference: Option<Difference>,
     /// One for every seed.
     pub runs: Vec<Run>,
 }
 
+/// A mean of paired differences and its 95% interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// The mean.
+    pub mean: f64,
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
 /// What one seed came to.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Run {
     /// The seed.
     pub seed: u64,
@@ -72,6 +91,12 @@ pub struct Run {
     pub inference: Vec<Speed>,
     /// The curve of training.
     pub curve: Vec<Moment>,
+    /// Steps of the optimiser.
+    pub steps: Option<u64>,
+    /// Seconds of training.
+    pub seconds: Option<f64>,
+    /// Tokens shown in training.
+    pub tokens: Option<u64>,
 }
 
 /// How fast, and how large, at one length.
@@ -126,6 +151,9 @@ impl Task {
             metric: place.at("metric")?.text()?,
             higher_is_better: place.at("higher_is_better")?.truth()?,
             split: place.maybe("split", Place::text)?,
+            floor: place.maybe("floor", Place::number)?,
+            fingerprint: place.maybe("fingerprint", Place::text)?,
+            config: place.maybe("config", Place::object)?.cloned().unwrap_or_default(),
         })
     }
 }
@@ -136,6 +164,7 @@ impl Configuration {
             name: place.at("name")?.text()?,
             config: place.maybe("config", Place::object)?.cloned().unwrap_or_default(),
             parameters: place.maybe("parameters", Place::count)?,
+            difference: place.maybe("difference", Difference::read)?,
             runs: place.list("runs", Run::read)?,
         })
     }
@@ -150,7 +179,16 @@ impl Run {
             training: place.list_if_known("training", Speed::read)?,
             inference: place.list_if_known("inference", Speed::read)?,
             curve: place.list_if_known("curve", Moment::read)?,
+            steps: place.maybe("steps", Place::count)?,
+            seconds: place.maybe("seconds", Place::amount)?,
+            tokens: place.maybe("tokens", Place::count)?,
         })
+    }
+}
+
+impl Difference {
+    fn read(place: &Place<'_>) -> Result<Self, Refusal> {
+        Ok(Difference { mean: place.at("mean")?.number()?, low: place.at("low")?.number()?, high: place.at("high")?.number()? })
     }
 }
 

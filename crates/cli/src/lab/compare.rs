@@ -1,0 +1,105 @@
+//! `regard compare`: several mechanisms and reducers on one task, side by side.
+
+use super::watch::Watch;
+use super::{check_folder, describe, in_file, origin, page_draft, refuse, section, table, write_page};
+use crate::arguments::{Execution, Json};
+use crate::failure::Failure;
+use crate::memory::peak_during;
+use crate::output::{self, JsonTarget};
+use clap::Args;
+use regard_lab::compare::{Compared, Watch as Watched};
+use regard_lab::experiment::{Contest, folder_of};
+use regard_lab::record;
+use regard_lab::section::Section;
+use regard_report::Contents;
+use std::path::{Path, PathBuf};
+
+/// What is compared where no file says otherwise.
+const DEFAULT: &str = include_str!("../../../../configs/compare.yaml");
+const DEFAULT_NAME: &str = "configs/compare.yaml";
+
+/// Train several mechanisms and reducers on one task under one budget, and see quality, time, memory and compression side by side
+#[derive(Args)]
+#[command(
+    after_help = "Without a configuration: recall of five mechanisms, in less than three minutes on two cores. With an output folder, what is finished is
+kept, and an interrupted comparison goes on with --resume.
+
+Examples:
+  regard compare --report page.html
+  regard compare configs/recall.yaml --output runs/recall --json recall.json"
+)]
+pub struct Compare {
+    /// What to compare: task, model, train, seeds, configurations, lengths
+    #[arg(value_name = "CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder of the runs; nothing is kept without it
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Go on with the comparison that is in the folder
+    #[arg(long, requires = "output")]
+    resume: bool,
+    /// Folder that the task's paths start from; that of the configuration without it
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Set a key of the configuration, such as train.steps=500
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Write a page of the comparison
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    json: Json,
+    #[command(flatten)]
+    execution: Execution,
+}
+
+/// Trains everything, measures everything, and leaves a record.
+pub fn run(compare: &Compare) -> Result<(), Failure> {
+    let par = compare.execution.par()?;
+    let target = JsonTarget::new(compare.json.path())?;
+    let page = page_draft(compare.report.as_ref())?;
+    let contest = compare.contest()?;
+    if let Some(folder) = &compare.output {
+        check_folder(folder, compare.resume)?;
+    }
+    let task = &*contest.opened.task;
+    if target.leaves_stdout() {
+        output::print(&describe(task.facts()))?;
+    }
+    let all = measured(&contest, compare.output.as_deref())?;
+    let record = Contents::Compare(record::compare(origin(par, contest.title.clone()), &contest.opened, &all));
+    if let Some(folder) = &compare.output {
+        JsonTarget::new(Some(&folder.join("record.json")))?.write(&record)?;
+    }
+    if target.leaves_stdout() {
+        output::print(&table::table(&all, task.facts()))?;
+    }
+    if let Some(page) = page {
+        write_page(page, &record, "compare")?;
+    }
+    target.write(&record)
+}
+
+fn measured(contest: &Contest, folder: Option<&Path>) -> Result<Vec<Compared>, Failure> {
+    let mut watch = Watch::new("");
+    let peak = |call: &mut dyn FnMut()| peak_during(call).1.map(|bytes| bytes as u64);
+    let all = {
+        let mut watched = Watched { progress: &mut |progress| watch.progress(progress), peak: &peak };
+        contest.comparison.run(&*contest.opened.task, folder, &mut watched).map_err(refuse)?
+    };
+    watch.finish();
+    Ok(all)
+}
+
+impl Compare {
+    fn contest(&self) -> Result<Contest, Failure> {
+        let Some(path) = &self.config else {
+            let name = Path::new(DEFAULT_NAME);
+            let mut section = Section::parse(name, DEFAULT).map_err(refuse)?;
+            self.set.iter().try_for_each(|setting| section.set(setting)).map_err(|error| Failure::Usage(format!("--set {error}")))?;
+            return Contest::read(section, Path::new(".")).map_err(in_file(name));
+        };
+        let base = self.data.clone().unwrap_or_else(|| folder_of(path));
+        Contest::read(section(path, &self.set)?, &base).map_err(in_file(path))
+    }
+}

@@ -1,0 +1,204 @@
+//! A transformer with any mechanism and any reducer inside, for any task: tokens or features in, a class, tokens or numbers out.
+//!
+//! Sequences are packed, no padding is computed, and answers are computed where they are asked for only: with a vocabulary of thousands
+//! and four questions in 64 tokens that is most of the work.
+
+mod block;
+mod config;
+mod start;
+
+pub use block::{Block, Feed, Flow};
+pub use config::{Gate, Mixing, ModelConfig, Pooling, Positions, Precision};
+
+use crate::Error;
+use crate::batch::{Asked, Batch};
+use crate::task::{Facts, Input, Inputs, Targets};
+use block::{applied, normed};
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use regard::rows::{self, Activation, Labels};
+use regard::{Packed, Pass};
+
+/// A model with its parameters.
+#[derive(Module, Debug)]
+pub struct Model {
+    /// `[vocabulary, E]`, where inputs are tokens.
+    pub tokens: Option<Embedding>,
+    /// `[features, E]`, where inputs are rows of features.
+    pub features: Option<Linear>,
+    /// `[longest, E]`, where positions are learned.
+    pub positions: Option<Embedding>,
+    /// The layers.
+    pub blocks: Vec<Block>,
+    /// Behind them.
+    pub norm: LayerNorm,
+    /// `[E, answers]`; none where the table of embeddings serves.
+    pub head: Option<Linear>,
+    #[module(skip)]
+    pooling: Pooling,
+    #[module(skip)]
+    longest: usize,
+}
+
+/// What a model says to a batch.
+#[derive(Debug, Clone)]
+pub struct Answers {
+    /// One row for every answer that is asked for, `[answers, classes, tokens or numbers]`.
+    pub said: Tensor<2>,
+    /// Hidden states behind the last layer, and what mechanisms left.
+    pub flow: Flow,
+}
+
+impl Model {
+    /// A model for a task; every parameter is a function of the seed and its name, so that what configurations share starts alike.
+    ///
+    /// # Errors
+    /// If a mechanism has no form for the task, or an option is out of range.
+    pub fn new(config: &ModelConfig, mixing: &Mixing, facts: &Facts, seed: u64, device: &Device) -> Result<Self, Error> {
+        Self::check(config, mixing, facts)?;
+        device.seed(seed);
+        let width = config.width;
+        let embedding = |rows| EmbeddingConfig::new(rows, width).init(device);
+        let (tokens, features) = match facts.inputs {
+            Inputs::Tokens { vocabulary } => (Some(embedding(vocabulary)), None),
+            Inputs::Rows { width: features } => (None, Some(LinearConfig::new(features, width).init(device))),
+        };
+        let (Targets::Classes(answers) | Targets::Tokens(answers) | Targets::Values(answers)) = facts.targets;
+        let model = Model {
+            tokens,
+            features,
+            positions: (config.positions == Positions::Learned).then(|| embedding(facts.longest)),
+            blocks: (0..config.layers).map(|_| Block::new(config, mixing, facts.causal, device)).collect::<Result<_, _>>()?,
+            norm: LayerNormConfig::new(width).with_epsilon(f64::from(block::EPSILON)).init(device),
+            head: (!config.tied).then(|| LinearConfig::new(width, answers).with_bias(config.bias).init(device)),
+            pooling: config.pooling,
+            longest: facts.longest,
+        };
+        Ok(start::started(model, config, seed))
+    }
+
+    fn check(config: &ModelConfig, mixing: &Mixing, facts: &Facts) -> Result<(), Error> {
+        use regard_core::mechanism::Causality;
+        let name = &mixing.name;
+        let about = mixing.mechanism.about();
+        if about.causality == Causality::Required && !facts.causal {
+            return Err(Error::key(name, format!("{} is causal only, and the task {} is not", about.name, facts.name)));
+        }
+        if about.causality == Causality::Never && facts.causal {
+            return Err(Error::key(name, format!("{} has no causal form, and the task {} needs one", about.name, facts.name)));
+        }
+        if mixing.reducer.is_some() && !matches!(facts.targets, Targets::Classes(_)) {
+            return Err(Error::key(name, format!("a reducer removes tokens, and the task {} asks for an answer at each", facts.name)));
+        }
+        match (config.tied, facts.inputs, facts.targets) {
+            (true, Inputs::Tokens { vocabulary }, Targets::Tokens(answers)) if vocabulary == answers => Ok(()),
+            (true, ..) => Err(Error::key("model.tied", format!("the task {} does not answer in the tokens that it reads", facts.name))),
+            (false, ..) => Ok(()),
+        }
+    }
+
+    /// What the layers make of a batch.
+    ///
+    /// # Errors
+    /// If a sequence is longer than the model has positions, or the attention does not fit.
+    pub fn flow(&self, batch: &Batch, pass: Pass, device: &Device) -> Result<Flow, Error> {
+        let tokens = Packed::new(self.embedded(batch, device)?, &batch.lengths)?;
+        let all = tokens.tokens();
+        let turns = self.blocks[0].attention.turns(tokens.positions().iter().copied())?;
+        let mut layers = self.blocks.iter().enumerate();
+        layers.try_fold(Flow::of(tokens), |flow, (at, block)| {
+            // Behind a reducer the turns of all tokens fit no more, and the layer makes its own.
+            let turns = turns.as_ref().filter(|_| flow.tokens.tokens() == all);
+            block.forward(flow, turns, pass, at)
+        })
+    }
+
+    fn embedded(&self, batch: &Batch, device: &Device) -> Result<Tensor<2>, Error> {
+        let rows = batch.tokens();
+        let x = match (&batch.input, &self.tokens, &self.features) {
+            (Input::Tokens(ids), Some(table), _) => gathered(table.weight.val(), ids.iter().map(|&id| id as i32).collect(), device)?,
+            (Input::Rows(values), _, Some(linear)) => {
+                let width = linear.weight.dims()[0];
+                applied(linear, Tensor::from_data(TensorData::new(values.clone(), [rows, width]), device), Activation::None)?
+            }
+            _ => return Err(Error::key("task", "its inputs are not those that the model was made for")),
+        };
+        let Some(table) = &self.positions else { return Ok(x) };
+        if let Some(length) = batch.lengths.iter().find(|&&length| length > self.longest) {
+            return Err(Error::key("task", format!("a sequence of {length} tokens, the model has {} positions", self.longest)));
+        }
+        let places = batch.lengths.iter().flat_map(|&length| 0..length as i32).collect();
+        Ok(x + gathered(table.weight.val(), places, device)?)
+    }
+
+    /// What the model says wherever it is asked.
+    ///
+    /// # Errors
+    /// As [`Model::flow`].
+    pub fn answers(&self, batch: &Batch, pass: Pass, device: &Device) -> Result<Answers, Error> {
+        let flow = self.flow(batch, pass, device)?;
+        let hidden = match &batch.asked {
+            Asked::Classes(_) => self.pooled(&flow, device),
+            Asked::Tokens { rows, .. } | Asked::Values { rows, .. } if rows.len() == batch.tokens() => flow.tokens.x().clone(),
+            Asked::Tokens { rows, .. } | Asked::Values { rows, .. } => {
+                gathered(flow.tokens.x().clone(), rows.iter().map(|&row| row as i32).collect(), device)?
+            }
+        };
+        let hidden = normed(&self.norm, hidden)?;
+        let said = match (&self.head, &self.tokens) {
+            (Some(head), _) => applied(head, hidden, Activation::None)?,
+            (None, Some(table)) => hidden.matmul(table.weight.val().transpose()),
+            (None, None) => return Err(Error::key("model.tied", "there is no table of tokens to answer with")),
+        };
+        Ok(Answers { said, flow })
+    }
+
+    /// A vector for every sequence, `[B, E]`: a product with the share that each token has in it.
+    fn pooled(&self, flow: &Flow, device: &Device) -> Tensor<2> {
+        let tokens = &flow.tokens;
+        let (sequences, count) = (tokens.sequences(), tokens.tokens());
+        let size = |row: usize| flow.reduction.as_ref().map_or(1.0, |reduction| reduction.sizes()[row]);
+        let mut shares = vec![0.0f32; sequences * count];
+        for (sequence, range) in tokens.ranges().enumerate().filter(|(_, range)| !range.is_empty()) {
+            let shares = &mut shares[sequence * count..][..count];
+            match self.pooling {
+                Pooling::First => shares[range.start] = 1.0,
+                Pooling::Last => shares[range.end - 1] = 1.0,
+                Pooling::Mean => {
+                    let total: f32 = range.clone().map(size).sum();
+                    range.for_each(|row| shares[row] = size(row) / total);
+                }
+            }
+        }
+        Tensor::<2>::from_data(TensorData::new(shares, [sequences, count]), device).matmul(tokens.x().clone())
+    }
+}
+
+impl Answers {
+    /// The mean loss over answers, `[1]`: cross-entropy, or the squared error.
+    ///
+    /// # Errors
+    /// If a label is not among the classes.
+    pub fn loss(&self, asked: &Asked, smoothing: f32) -> Result<Tensor<1>, Error> {
+        let device = self.said.device();
+        let labels = match asked {
+            Asked::Classes(labels) | Asked::Tokens { labels, .. } => labels,
+            Asked::Values { values, .. } => {
+                let wanted = Tensor::<2>::from_data(TensorData::new(values.clone(), self.said.dims()), &device);
+                return Ok((self.said.clone() - wanted).powi_scalar(2).mean());
+            }
+        };
+        let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
+        let count = labels.len();
+        let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
+        Ok(rows::cross_entropy(self.said.clone(), labels, Labels { smoothing, ..Labels::default() })?)
+    }
+}
+
+/// Rows of a table, `[count, E]`.
+fn gathered(table: Tensor<2>, rows: Vec<i32>, device: &Device) -> Result<Tensor<2>, Error> {
+    let count = rows.len();
+    let rows = Tensor::<2, Int>::from_data(TensorData::new(rows, [1, count]), device);
+    Ok(rows::embedding(table, rows)?.squeeze_dim(0))
+}

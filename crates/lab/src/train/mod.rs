@@ -1,0 +1,341 @@
+//! Training: from a configuration to parameters, resumable at every checkpoint to the same bits.
+//!
+//! What a step does is a function of the configuration, the step's number and the state of parameters and optimiser, which checkpoints
+//! hold. A budget in seconds is the exception: where a run ends, and how its rate falls, then depend on the clock.
+
+mod checkpoint;
+mod config;
+mod evaluate;
+mod metrics;
+mod optimizer;
+
+pub use checkpoint::{Checkpoints, State, load_model, load_state};
+pub use config::{Decay, Training};
+pub use evaluate::{Evaluation, Scope, evaluate};
+pub use metrics::{Line, Metrics};
+
+use crate::Error;
+use crate::batch::{Batch, Sampler};
+use crate::draw::Stream;
+use crate::model::{Mixing, Model, ModelConfig};
+use crate::task::{Facts, Split, Task};
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::Device;
+use checkpoint::load_optimizer;
+use regard::{Codes, Pass};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A model, what mixes its tokens, and how it is trained on one task.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Sizes of the model.
+    pub model: ModelConfig,
+    /// Mechanism and reducer.
+    pub mixing: Mixing,
+    /// Everything else.
+    pub training: Training,
+}
+
+/// What a run says while it goes on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A line of metrics was due.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Loss of the last one.
+        loss: f32,
+        /// Tokens a second since the line before.
+        tokens_per_s: f64,
+        /// Seconds until the budget is used up, as it looks.
+        left: f64,
+    },
+    /// The validation split was looked at.
+    Evaluated {
+        /// Steps done.
+        step: u64,
+        /// Mean loss.
+        loss: f64,
+        /// The task's metric.
+        quality: f64,
+    },
+    /// A checkpoint was written.
+    Saved(PathBuf),
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// With the parameters that were kept, not tracked.
+    pub model: Model,
+    /// On the test split.
+    pub test: Evaluation,
+    /// All lines of metrics.
+    pub lines: Vec<Line>,
+    /// Where training stands.
+    pub state: State,
+    /// Trained parameters.
+    pub parameters: usize,
+}
+
+impl Run {
+    /// The run as JSON, as records hold it.
+    pub fn json(&self) -> Value {
+        json!({"model": self.model, "attention": self.mixing.written, "train": self.training})
+    }
+
+    /// A hash of everything that what is learned depends on.
+    fn hash(&self, facts: &Facts) -> String {
+        let text = format!("{} {} {}", self.json(), facts.name, facts.fingerprint);
+        let parts: Vec<u64> = text.bytes().map(u64::from).collect();
+        format!("{:016x}", Stream::of(&parts).bits(0))
+    }
+
+    /// Trains to the end of the budget. With a folder there are checkpoints and metrics in it, and a run that is there goes on.
+    ///
+    /// # Errors
+    /// If model and task do not fit, a file cannot be read or written, the folder holds another run, or the loss is not a number any more.
+    pub fn train(&self, task: &dyn Task, folder: Option<&Path>, observe: &mut dyn FnMut(Event)) -> Result<Outcome, Error> {
+        let mut trainer = Trainer::open(self, task, folder)?;
+        while !trainer.is_done() {
+            trainer.step(observe)?;
+        }
+        trainer.finish(observe)
+    }
+}
+
+/// The parameters that a run in a folder kept, in a model of this run, with the device that they are on.
+///
+/// # Errors
+/// If there is no checkpoint, or it is of another model.
+pub fn load_kept(run: &Run, task: &dyn Task, folder: &Path) -> Result<(Model, Device), Error> {
+    let checkpoints = Checkpoints::open(&folder.join("checkpoints"))?;
+    let none = || Error::data(folder, "checkpoints", "there is none yet");
+    let newest = checkpoints.newest()?.ok_or_else(none)?;
+    let best = load_state(&newest)?.best.filter(|_| run.training.patience.is_some());
+    let kept = best.map_or(newest, |(_, step)| checkpoints.of(step));
+    let device = Device::flex();
+    let model = Model::new(&run.model, &run.mixing, task.facts(), run.training.seed, &device)?;
+    Ok((load_model(&kept, model)?.valid(), device))
+}
+
+struct Trainer<'a> {
+    run: &'a Run,
+    task: &'a dyn Task,
+    device: Device,
+    /// `None` only while a step is under way.
+    model: Option<Model>,
+    optimizer: ModuleOptimizer,
+    state: State,
+    metrics: Metrics,
+    checkpoints: Option<Checkpoints>,
+    /// Since the last line: tokens and time.
+    recent: (u64, Duration),
+}
+
+impl<'a> Trainer<'a> {
+    fn open(run: &'a Run, task: &'a dyn Task, folder: Option<&Path>) -> Result<Self, Error> {
+        let device = Device::flex().autodiff();
+        let config = run.hash(task.facts());
+        let mut trainer = Trainer {
+            run,
+            task,
+            model: Some(Model::new(&run.model, &run.mixing, task.facts(), run.training.seed, &device)?),
+            optimizer: optimizer::optimizer(&run.training),
+            state: State { config, ..State::default() },
+            metrics: Metrics::default(),
+            checkpoints: folder.map(|folder| Checkpoints::open(&folder.join("checkpoints"))).transpose()?,
+            recent: (0, Duration::ZERO),
+            device,
+        };
+        if let Some(folder) = folder {
+            trainer.go_on(folder)?;
+        }
+        Ok(trainer)
+    }
+
+    /// Takes up the newest checkpoint of a folder.
+    fn go_on(&mut self, folder: &Path) -> Result<(), Error> {
+        let newest = self.checkpoints.as_ref().map(Checkpoints::newest).transpose()?.flatten();
+        if let Some(path) = newest {
+            let state = load_state(&path)?;
+            if state.config != self.state.config {
+                let message =
+                    "this is a run of another configuration; name another folder, or go on with the configuration it was begun with";
+                return Err(Error::data(&path, "state.json", message));
+            }
+            self.model = self.model.take().map(|model| load_model(&path, model)).transpose()?;
+            self.optimizer = load_optimizer(&path, self.optimizer.clone())?;
+            self.state = state;
+        }
+        self.metrics = Metrics::open(&folder.join("metrics.jsonl"), self.state.metrics)?;
+        Ok(())
+    }
+
+    /// The share of the budget that is used up, from 0 to 1.
+    fn used(&self) -> f64 {
+        let training = &self.run.training;
+        let seconds = training.seconds.map_or(0.0, |seconds| self.state.seconds / seconds);
+        seconds.max(self.state.step as f64 / training.steps.max(1) as f64)
+    }
+
+    fn is_done(&self) -> bool {
+        let training = &self.run.training;
+        let metric = self.task.facts().metric;
+        let good = training.stop_at.zip(self.state.best).is_some_and(|(wanted, (best, _))| best == wanted || metric.beats(best, wanted));
+        let stuck = training.patience.is_some_and(|patience| self.state.worse >= patience);
+        good || stuck || self.used() >= 1.0
+    }
+
+    /// One step, and what is due behind it.
+    fn step(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        let start = Instant::now();
+        let (loss, gradient, rate) = self.learn()?;
+        let tokens = self.state.tokens;
+        let elapsed = start.elapsed();
+        self.state.step += 1;
+        self.state.seconds += elapsed.as_secs_f64();
+        self.recent.1 += elapsed;
+        if !loss.is_finite() {
+            return Err(self.diverged(loss));
+        }
+        let training = &self.run.training;
+        let (step, at_end) = (self.state.step, self.used() >= 1.0);
+        if step.is_multiple_of(training.log_every) || at_end || step == 1 {
+            self.log(Line { step, loss: Some(loss), gradient, rate: Some(rate), ..Line::default() }, observe)?;
+        }
+        let mut save = step.is_multiple_of(training.checkpoint_every);
+        if step.is_multiple_of(training.evaluate_every) || at_end {
+            let best = self.evaluate(observe)?;
+            save |= best && training.patience.is_some();
+        }
+        debug_assert!(self.state.tokens >= tokens);
+        if save || self.is_done() { self.save(observe) } else { Ok(()) }
+    }
+
+    fn diverged(&self, loss: f32) -> Error {
+        let last = self.checkpoints.as_ref().and_then(|checkpoints| checkpoints.newest().ok().flatten());
+        let good = last.map_or_else(|| "there is no checkpoint".into(), |path| format!("the last good checkpoint is {}", path.display()));
+        let message =
+            format!("the loss is {loss} at step {}; {good}; lower the rate, clip the gradient or warm up for longer", self.state.step);
+        Error::key("train.rate", message)
+    }
+
+    /// Loss, length of the gradient and rate of a step.
+    fn learn(&mut self) -> Result<(f32, Option<f32>, f64), Error> {
+        let training = &self.run.training;
+        let step = self.state.step;
+        let model = self.model.take().expect("the last step put it back");
+        self.device.seed(Stream::of(&[training.seed, step]).bits(0));
+        let sampler = Sampler { seed: training.seed, batch: training.batch as u64 };
+        let mut examples = sampler.examples(self.task, step)?;
+        let all = examples.len();
+        let part = all.div_ceil(training.accumulate);
+        let mut batches = Vec::new();
+        while !examples.is_empty() {
+            let rest = examples.split_off(part.min(examples.len()));
+            batches.push(Batch::pack(std::mem::replace(&mut examples, rest), self.task.facts()));
+        }
+        let answers: usize = batches.iter().map(|batch| batch.asked.count()).sum();
+        let mut gradients = GradientsAccumulator::new();
+        let (mut loss, mut codes) = (0.0, Vec::new());
+        let pass = Pass { training: true, seed: training.seed, step };
+        for batch in &batches {
+            let said = model.answers(batch, pass, &self.device)?;
+            let share = batch.asked.count() as f64 / answers.max(1) as f64;
+            let own = said.loss(&batch.asked, training.label_smoothing)? * share;
+            loss += own.clone().into_scalar::<f32>();
+            let beside = said.flow.loss * (batch.lengths.len() as f64 / all as f64);
+            gradients.accumulate(&model, GradientsParams::from_grads((own + beside).backward(), &model));
+            join(&mut codes, said.flow.codes)?;
+            let tokens = batch.tokens() as u64;
+            self.state.tokens += tokens;
+            self.recent.0 += tokens;
+        }
+        let rate = training.rate_at(step, self.after_warm_up());
+        let (gradients, length) = optimizer::clip(gradients.grads(), &model, training.clip);
+        let mut model = self.optimizer.step(rate, model, gradients);
+        for (block, codes) in model.blocks.iter_mut().zip(&codes) {
+            self.state.restarts += block.attention.after_step(codes)?;
+        }
+        self.model = Some(model);
+        Ok((loss, length, rate))
+    }
+
+    /// The share of the budget behind warm-up that is used up.
+    fn after_warm_up(&self) -> f64 {
+        let training = &self.run.training;
+        training.done(self.state.step).max(training.seconds.map_or(0.0, |seconds| self.state.seconds / seconds))
+    }
+
+    fn log(&mut self, line: Line, observe: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        let (tokens, elapsed) = std::mem::take(&mut self.recent);
+        let tokens_per_s = tokens as f64 / elapsed.as_secs_f64();
+        let left = self.state.seconds * (1.0 / self.used().max(1e-9) - 1.0);
+        observe(Event::Step { step: line.step, loss: line.loss.unwrap_or(f32::NAN), tokens_per_s, left: left.max(0.0) });
+        self.metrics.add(Line { tokens_per_s: Some(tokens_per_s), ..line })
+    }
+
+    /// Looks at the validation split; says whether it is the best so far.
+    fn evaluate(&mut self, observe: &mut dyn FnMut(Event)) -> Result<bool, Error> {
+        let training = &self.run.training;
+        let model = self.model.as_ref().expect("no step is under way").valid();
+        let scope = Scope { split: Split::Validation, examples: training.evaluate_examples, batch: training.batch };
+        let found = evaluate(&model, self.task, scope, &self.device.clone().inner())?;
+        let step = self.state.step;
+        observe(Event::Evaluated { step, loss: found.loss, quality: found.quality });
+        let line = Line { step, validation_loss: Some(found.loss), validation_quality: Some(found.quality), ..Line::default() };
+        self.metrics.add(line)?;
+        let metric = self.task.facts().metric;
+        let best = self.state.best.is_none_or(|(best, _)| metric.beats(found.quality, best));
+        if best {
+            (self.state.best, self.state.worse) = (Some((found.quality, step)), 0);
+        } else {
+            self.state.worse += 1;
+        }
+        Ok(best)
+    }
+
+    fn save(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), Error> {
+        let Some(checkpoints) = &self.checkpoints else { return Ok(()) };
+        self.state.metrics = self.metrics.sync()?;
+        let model = self.model.as_ref().expect("no step is under way");
+        observe(Event::Saved(checkpoints.save(model, &self.optimizer, &self.state)?));
+        Ok(())
+    }
+
+    /// The parameters that are kept, on the test split.
+    fn finish(self, _observe: &mut dyn FnMut(Event)) -> Result<Outcome, Error> {
+        let mut model = self.model.expect("no step is under way");
+        if let (Some(_), Some((_, step)), Some(checkpoints)) = (self.run.training.patience, self.state.best, &self.checkpoints) {
+            model = load_model(&checkpoints.of(step), model)?;
+        }
+        let parameters = model.num_params();
+        let model = model.valid();
+        let scope = Scope { split: Split::Test, examples: TEST_EXAMPLES, batch: self.run.training.batch };
+        let test = evaluate(&model, self.task, scope, &self.device.inner())?;
+        Ok(Outcome { model, test, lines: self.metrics.lines().to_vec(), state: self.state, parameters })
+    }
+}
+
+/// Examples of the last evaluation where the task makes them without end.
+const TEST_EXAMPLES: u64 = 1 << 20;
+
+/// Adds what a part of a step says of the codes of every layer.
+fn join(all: &mut Vec<Codes>, more: Vec<Codes>) -> Result<(), Error> {
+    if all.is_empty() {
+        *all = more;
+        return Ok(());
+    }
+    for (codes, more) in all.iter_mut().zip(&more) {
+        for (codes, more) in [(&mut codes.keys, &more.keys), (&mut codes.queries, &more.queries)] {
+            if let (Some(codes), Some(more)) = (codes, more) {
+                codes.join(more).map_err(regard::Error::from)?;
+            }
+        }
+    }
+    Ok(())
+}
