@@ -13,6 +13,7 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Embedding, EmbeddingConfig, Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use regard::optim::AdamW;
 use regard::rows::{self, Activation, Labels};
 use regard::{Attention, AttentionLayer, AttentionLayerConfig, Error};
 use std::io::{BufRead, Write};
@@ -30,6 +31,7 @@ const HEADS: usize = 4;
 const BATCH: usize = 12;
 const TOKENS: usize = 256;
 const RATE: f64 = 1e-3;
+const DECAY: f32 = 0.01;
 /// ε of the norms, Burn's default.
 const EPSILON: f32 = 1e-5;
 
@@ -169,7 +171,7 @@ impl Training {
         device.seed(0);
         Ok(Training {
             model: Some(Model::new(plain, &device)?),
-            optimizer: AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.01).init(),
+            optimizer: if plain { plain_optimizer() } else { AdamW { decay: DECAY, vector_decay: DECAY, ..AdamW::default() }.init() },
             text: Text(1),
             hidden: generate_autoregressive_mask(BATCH, TOKENS, &device),
             device,
@@ -189,6 +191,11 @@ impl Training {
         let loss = loss.into_scalar::<f32>();
         Ok((start.elapsed().as_secs_f64(), loss))
     }
+}
+
+/// Burn's AdamW with the defaults of ours.
+fn plain_optimizer() -> ModuleOptimizer {
+    AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(DECAY).init()
 }
 
 /// Answers every line `step` until stdin ends.

@@ -79,6 +79,20 @@ pub(crate) fn flex_bool<const D: usize>(x: Tensor<D, Bool>) -> Option<FlexTensor
     }
 }
 
+/// The memory of a tensor on the CPU that is not tracked.
+///
+/// # Panics
+/// If it is elsewhere: callers see to that.
+pub(crate) fn flex_float<const D: usize>(x: Tensor<D>) -> FlexTensor {
+    with_node(x.into()).into_primitive()
+}
+
+/// A tensor of memory on the CPU, not tracked.
+pub(crate) fn from_flex<const D: usize>(x: FlexTensor) -> Tensor<D> {
+    let kind = DispatchTensorKind::Flex(BackendTensor::Float(x));
+    Tensor::from_dispatch(DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled })
+}
+
 /// Runs an operation on parents that are all on the CPU, at least one of them present.
 ///
 /// # Errors

@@ -24,6 +24,7 @@ mod error;
 mod flex;
 mod layer;
 pub mod modules;
+pub mod optim;
 mod packed;
 pub mod reduce;
 pub mod rows;

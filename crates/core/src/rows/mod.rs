@@ -18,6 +18,7 @@
 //! ```
 
 pub mod activation;
+pub mod adamw;
 pub mod cross_entropy;
 mod curve;
 pub mod embedding;
@@ -32,6 +33,7 @@ pub mod softmax;
 pub(crate) mod sweep;
 pub mod swiglu;
 
+pub use adamw::AdamW;
 pub use cross_entropy::Labels;
 pub use curve::Activation;
 pub use frequencies::{Frequencies, Pairing, Rotary, Scaling, Yarn};

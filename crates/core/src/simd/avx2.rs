@@ -96,6 +96,10 @@ impl Lanes for Avx2 {
         proven!(_mm256_div_ps(a, b))
     }
     #[inline(always)]
+    fn sqrt(self, a: __m256) -> __m256 {
+        proven!(_mm256_sqrt_ps(a))
+    }
+    #[inline(always)]
     fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         proven!(_mm256_fmadd_ps(a, b, c))
     }

@@ -62,6 +62,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a / b`.
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `√a`.
+    fn sqrt(self, a: Self::F) -> Self::F;
     /// `a · b + c`, fused where the level has it.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger of each lane; where one is not a number, `b`.

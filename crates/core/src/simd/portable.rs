@@ -98,6 +98,10 @@ impl Lanes for Portable {
         each(|i| a[i] / b[i])
     }
     #[inline(always)]
+    fn sqrt(self, a: [f32; 8]) -> [f32; 8] {
+        each(|i| a[i].sqrt())
+    }
+    #[inline(always)]
     fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         each(|i| a[i] * b[i] + c[i])
     }

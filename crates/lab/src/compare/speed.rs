@@ -7,9 +7,10 @@ use crate::model::Model;
 use crate::task::{Example, Facts, Input, Inputs, Split, Target, Targets, Task};
 use crate::train::Run;
 use burn::module::Module;
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use regard::Pass;
+use regard::optim::AdamW;
 use regard_report::schema::Speed;
 use std::time::Instant;
 
@@ -40,7 +41,7 @@ pub fn speeds(run: &Run, task: &dyn Task, length: usize, peak: Peak<'_>) -> Resu
             Ok(())
         })?
     };
-    let mut optimizer = AdamWConfig::new().init();
+    let mut optimizer = AdamW::default().init();
     let mut held = Some(model);
     let training = timed(&batch, length, peak, || {
         let model = held.take().expect("the last call put it back");

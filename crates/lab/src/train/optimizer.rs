@@ -2,39 +2,14 @@
 
 use super::Training;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{AdamW, AdamWConfig, GradientsParams, ModuleOptimizer, Optimizer};
-use burn::tensor::{Device, Tensor};
-
-/// Burn's AdamW twice: with decay for matrices, without it for biases and norms.
-#[derive(Clone)]
-struct ByRank {
-    matrices: AdamW,
-    vectors: AdamW,
-}
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::Tensor;
+use regard::optim::AdamW;
 
 /// The optimiser of a run.
 pub(super) fn optimizer(training: &Training) -> ModuleOptimizer {
-    let adam = AdamWConfig::new().with_beta_1(training.beta_1).with_beta_2(training.beta_2).with_epsilon(training.epsilon);
-    ByRank { matrices: adam.clone().with_weight_decay(training.weight_decay).build(), vectors: adam.with_weight_decay(0.0).build() }.into()
-}
-
-impl Optimizer for ByRank {
-    type State<const D: usize> = <AdamW as Optimizer>::State<D>;
-
-    fn step<const D: usize>(
-        &self,
-        rate: f64,
-        x: Tensor<D>,
-        gradient: Tensor<D>,
-        state: Option<Self::State<D>>,
-    ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let adam = if D > 1 { &self.matrices } else { &self.vectors };
-        adam.step(rate, x, gradient, state)
-    }
-
-    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
-        AdamW::to_device(state, device)
-    }
+    let &Training { beta_1, beta_2, epsilon, weight_decay, .. } = training;
+    AdamW { betas: [beta_1, beta_2], epsilon, decay: weight_decay, vector_decay: 0.0 }.init()
 }
 
 /// Shortens the gradient of all parameters together to `longest`; returns the length it had.
