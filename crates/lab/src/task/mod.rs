@@ -2,6 +2,37 @@
 //!
 //! An example is a function of the task, the split and its number alone, so a run that stopped goes on from its step, and any
 //! two configurations see the same data. A task never packs, shuffles or counts epochs: that is training.
+//!
+//! What there is stands in [`ABOUT`]; a configuration in YAML or JSON is read into a [`TaskConfig`], which opens the task:
+//! ```
+//! use regard_lab::task::{Split, TaskConfig};
+//! let config: TaskConfig = serde_json::from_str(r#"{"name": "recall", "pairs": 8}"#).unwrap();
+//! let task = config.open(std::path::Path::new(".")).unwrap();
+//! println!("{}", task.facts());
+//! assert_eq!(task.example(Split::Train, 7).unwrap(), task.example(Split::Train, 7).unwrap());
+//! ```
+
+pub mod classify;
+mod config;
+pub mod copy;
+mod delimited;
+mod digest;
+mod facts;
+mod file;
+pub mod forecast;
+pub mod images;
+pub mod induction;
+pub mod language;
+mod lines;
+pub mod listops;
+pub mod needle;
+mod open;
+mod random;
+pub mod recall;
+mod shares;
+pub mod tokens;
+
+pub use config::{ABOUT, About, TaskConfig};
 
 use crate::Error;
 
@@ -14,6 +45,11 @@ pub enum Split {
     Validation,
     /// What is reported, and never used for a choice.
     Test,
+}
+
+impl Split {
+    /// In the order of [`Facts::sizes`] and [`Label::counts`].
+    pub const ALL: [Split; 3] = [Split::Train, Split::Validation, Split::Test];
 }
 
 /// What a sequence is made of.
@@ -128,4 +164,10 @@ pub trait Task: Send + Sync {
     /// # Errors
     /// If the data cannot be read, or says something that it should not.
     fn example(&self, split: Split, index: u64) -> Result<Example, Error>;
+
+    /// What somebody who reads results should know besides the facts, a sentence each: a test split that is the validation
+    /// split, rows that were left out.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
 }

@@ -1,0 +1,59 @@
+//! What every opened task has in common: facts that are completed from its examples, and numbers of examples that are checked.
+
+use super::digest::Digest;
+use super::{Example, Facts, Metric, Split, Task};
+use crate::Error;
+
+/// So many examples of every split are in a fingerprint.
+const FINGERPRINT: u64 = 16;
+
+/// Where examples come from.
+pub trait Source: Send + Sync {
+    /// Example `index`, which is below the size of the split.
+    fn example(&self, split: Split, index: u64) -> Result<Example, Error>;
+}
+
+struct Opened<S> {
+    facts: Facts,
+    notes: Vec<String>,
+    source: S,
+}
+
+impl<S: Source> Task for Opened<S> {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn example(&self, split: Split, index: u64) -> Result<Example, Error> {
+        match self.facts.sizes[split as usize] {
+            Some(size) if index >= size => {
+                Err(Error::key("example", format!("{index} of {split:?} was asked for, which has {size} (counted from 0)")))
+            }
+            _ => self.source.example(split, index),
+        }
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+/// A task of a source; `facts` lack a fingerprint, and may lack a floor that follows from the balance.
+pub fn open<S: Source + 'static>(source: S, facts: Facts, notes: Vec<String>) -> Result<Box<dyn Task>, Error> {
+    let floor = facts.floor.or_else(|| (facts.metric == Metric::Accuracy).then(|| facts.majority()).flatten());
+    let mut task = Opened { facts: Facts { floor, ..facts }, notes, source };
+    task.facts.fingerprint = fingerprint(&task)?;
+    Ok(Box::new(task))
+}
+
+fn fingerprint(task: &dyn Task) -> Result<String, Error> {
+    let mut digest = Digest::new();
+    for split in Split::ALL {
+        let size = task.facts().sizes[split as usize];
+        for index in 0..size.map_or(FINGERPRINT, |size| size.min(FINGERPRINT)) {
+            digest.bytes(&[split as u8]);
+            digest.example(&task.example(split, index)?);
+        }
+    }
+    Ok(format!("{:016x}", digest.value()))
+}
