@@ -181,7 +181,7 @@ fn pieces(paths: &[PathBuf], visit: &mut dyn FnMut(&str) -> Result<(), Error>) -
         loop {
             let read = (&mut file).take(PIECE as u64).read_to_end(&mut held).map_err(|error| Error::file(path, error))?;
             let cut = if read < PIECE { held.len() } else { cut(&held) };
-            let text = utf8(&held[..cut], path, || String::new()).map_err(|_| not_text(&held[..cut], path, line))?;
+            let text = utf8(&held[..cut], path, String::new).map_err(|_| not_text(&held[..cut], path, line))?;
             visit(text)?;
             line += held[..cut].iter().filter(|byte| **byte == b'\n').count();
             held.drain(..cut);

@@ -31,7 +31,7 @@ const DRAWS: u32 = 1_000_000;
 /// A set of sizes with a name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Size {
+pub enum Preset {
     /// Long Range Arena's: more than 500 and fewer than 2000 tokens, depth 10, at most 10 arguments.
     #[default]
     Full,
@@ -44,7 +44,7 @@ pub enum Size {
 #[serde(default, deny_unknown_fields)]
 pub struct ListOps {
     /// `full` or `mini`: what the next four keys are where they are null.
-    pub size: Size,
+    pub preset: Preset,
     /// Tokens of the shortest expression: 501, mini 16.
     pub shortest: Option<usize>,
     /// Tokens of the longest expression: 1999, mini 128.
@@ -62,7 +62,7 @@ pub struct ListOps {
 impl Default for ListOps {
     fn default() -> Self {
         let sizes = [Some(96_000), Some(2000), Some(2000)];
-        ListOps { size: Size::Full, shortest: None, longest: None, depth: None, arguments: None, sizes, seed: 0 }
+        ListOps { preset: Preset::Full, shortest: None, longest: None, depth: None, arguments: None, sizes, seed: 0 }
     }
 }
 
@@ -100,9 +100,9 @@ impl ListOps {
     }
 
     fn expressions(&self) -> Result<Expressions, Error> {
-        let [shortest, longest, depth, arguments] = match self.size {
-            Size::Full => [501, 1999, 10, 10],
-            Size::Mini => [16, 128, 6, 5],
+        let [shortest, longest, depth, arguments] = match self.preset {
+            Preset::Full => [501, 1999, 10, 10],
+            Preset::Mini => [16, 128, 6, 5],
         };
         let source = Expressions {
             shortest: self.shortest.unwrap_or(shortest),

@@ -1,8 +1,8 @@
 //! Recall of many pairs (multi-query associative recall, MQAR; Arora et al. 2023, "Zoology").
 //!
 //! A sequence of `length` N is D pairs `k v k v …`, then queries among filler. With vocabulary C: D different keys of 1..C/2, D
-//! different values of C/2..C. The (N − 2D)/2 places for queries are two tokens apart, the first right after the pairs; place g (from
-//! 1) is drawn with weight g^(α−1), α = `power`, D different places, one for every key. At a query's position the value of its key is
+//! different values of C/2..C. The (N − 2D)/2 places for queries are two tokens apart, the first right after the pairs; place g, the
+//! first being 1, is drawn with weight g^(α−1), α = `power`, D different places, one for every key. At a query's position its value is
 //! asked, nowhere else; the value itself is not shown again. Every other position behind the pairs is a token drawn from the whole
 //! vocabulary (the filler of the paper's experiments; another choice would be zeros): a key may occur there by chance, and nothing
 //! is asked of it.
