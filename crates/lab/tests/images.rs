@@ -154,6 +154,6 @@ fn real_images() {
     assert!(facts.balance.iter().all(|label| label.counts[0] + label.counts[1] == 500 && label.counts[2] == 100), "{facts}");
     assert_eq!((facts.floor, facts.inputs, facts.longest), (Some(0.1), Inputs::Rows { width: 48 }, 64));
     assert_eq!(facts.balance[0].name, "airplane");
-    assert_eq!(facts.fingerprint, "");
+    assert_eq!(facts.fingerprint, "889dd080442bd22e");
     example(&*task, Split::Test, 999);
 }
