@@ -8,7 +8,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
-use regard_lab::task::{Inputs, Split, Target, Targets};
+use regard_lab::task::{Inputs, Split, Targets};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
@@ -177,7 +177,8 @@ fn labels_are_mapped_and_others_left_out() {
     let task = open(folder.path(), &format!("{{{base}, others: leave_out}}"));
     let found: Vec<(String, u32)> = all(&*task, Split::Test).iter().map(|row| (text(row), class(row))).collect();
     assert_eq!(found, [("good", 0), ("bad", 1), ("fine", 0), ("poor", 1)].map(|(text, class)| (text.to_owned(), class)));
-    assert_eq!(task.notes(), ["2 rows were left out: they have a label that labels does not name"], "one of each file");
+    let notes = ["2 rows were left out: they have a label that labels does not name", "the validation split has no examples"];
+    assert_eq!(task.notes(), notes, "one row of each file");
     assert_eq!(
         refusal(folder.path(), &format!("{{{base}}}")),
         "a.tsv: line 3: unknown label \"3\", did you mean \"5\"?; there are 1, 2, 4, 5; others: leave_out passes over rows with other labels"
@@ -235,7 +236,7 @@ fn what_is_wrong_is_said_with_its_place() {
             "new.tsv: line 3: unknown label \"c\", did you mean \"b\"?; there are a, b; others: leave_out passes over rows with other labels",
         ),
         ("train: good.tsv, tokens: chars", "task.tokens: is chars, which are for language; write bytes or {model: DIR}"),
-        ("train: good.tsv, longest: 0", "task.longest: is 0; it is at least 1"),
+        ("train: good.tsv, longest: 0", "task.longest: is 0; it lies between 1 and 268435456"),
         ("train: good.tsv, tokens: {model: m}", "task.tokens: m/tokenizer.json is not there; {model: DIR} names a folder that holds it"),
         (
             "train: good.tsv, header: false",
@@ -344,33 +345,51 @@ fn reviews_of_yelp() {
     assert_eq!(two.facts().floor, Some(3314.0 / 4455.0));
 }
 
+/// A folder with a tokenizer, the key of its golden texts, and its size.
+const MODELS: [(&str, &str, usize); 3] =
+    [("minilm", "sentences", 30_522), ("stories260k", "prompts", 512), ("tokenizers/gpt2", "texts", 50_257)];
+
 #[derive(serde::Deserialize)]
 struct Golden {
     text: String,
+    #[serde(alias = "ids_prompt")]
     ids: Vec<u32>,
 }
 
+/// Texts that are not empty with the tokens that they should come to.
+fn golden(base: &Path, (model, key, _): (&str, &str, usize)) -> Vec<Golden> {
+    let read = std::fs::read(base.join(model).join("golden.json")).expect("it is there");
+    let mut all: HashMap<String, serde_json::Value> = serde_json::from_slice(&read).expect("it is JSON");
+    let texts = all.remove(key).unwrap_or_else(|| panic!("{model} has {:?}", all.keys()));
+    let texts: Vec<Golden> = serde_json::from_value(texts).expect("texts and ids");
+    texts.into_iter().filter(|golden| !golden.text.trim().is_empty()).collect()
+}
+
 #[test]
-fn word_pieces_are_those_of_the_model() {
+fn word_pieces_and_byte_pairs_are_those_of_the_model() {
+    for model in MODELS {
+        let Some(base) = data(&format!("{}/golden.json", model.0)) else { return };
+        let due = golden(&base, model);
+        let row = |(row, golden): (usize, &Golden)| format!("{}\n", serde_json::json!({"text": golden.text, "label": row % 2}));
+        let folder = folder(&[("rows.jsonl", due.iter().enumerate().map(row).collect::<String>().as_bytes())]);
+        let keys = format!("train: rows.jsonl, test: rows.jsonl, tokens: {{model: {}}}", base.join(model.0).display());
+        let task = open(folder.path(), &format!("{{name: classify, {keys}, longest: 4k}}"));
+        assert_eq!(task.facts().inputs, Inputs::Tokens { vocabulary: model.2 });
+        let found = all(&*task, Split::Test);
+        assert_eq!(found.len(), due.len());
+        for (found, due) in found.iter().zip(&due) {
+            assert_eq!(tokens(found), due.ids, "{}: {:?}", model.0, due.text);
+        }
+    }
+}
+
+#[test]
+fn long_texts_are_cut_within_special_tokens() {
     let Some(base) = data("minilm/golden.json") else { return };
-    let read = std::fs::read(base.join("minilm/golden.json")).expect("it is there");
-    let mut golden: HashMap<String, serde_json::Value> = serde_json::from_slice(&read).expect("it is JSON");
-    let sentences: Vec<Golden> = serde_json::from_value(golden.remove("sentences").expect("sentences")).expect("texts and ids");
-    let rows: String = sentences
-        .iter()
-        .enumerate()
-        .map(|(row, golden)| format!("{}\n", serde_json::json!({"text": golden.text, "label": row % 2})))
-        .collect();
-    let folder = folder(&[("rows.jsonl", rows.as_bytes())]);
-    let keys = format!(
-        "name: classify, train: rows.jsonl, test: rows.jsonl, skip_empty: true, tokens: {{model: {}}}",
-        base.join("minilm").display()
-    );
-    let task = open(folder.path(), &format!("{{{keys}, longest: 512}}"));
-    assert_eq!(task.facts().inputs, Inputs::Tokens { vocabulary: 30_522 });
-    let due: Vec<&Golden> = sentences.iter().filter(|golden| !golden.text.trim().is_empty()).collect();
-    let found = all(&*task, Split::Test);
-    assert!(found.len() == due.len() && found.iter().zip(&due).all(|(found, due)| tokens(found) == due.ids));
+    let due = golden(&base, MODELS[0]);
+    let row = |(row, golden): (usize, &Golden)| format!("{}\n", serde_json::json!({"text": golden.text, "label": row % 2}));
+    let folder = folder(&[("rows.jsonl", due.iter().enumerate().map(row).collect::<String>().as_bytes())]);
+    let keys = format!("name: classify, train: rows.jsonl, test: rows.jsonl, tokens: {{model: {}}}", base.join("minilm").display());
     let cut = open(folder.path(), &format!("{{{keys}, longest: 5}}"));
     for (found, due) in all(&*cut, Split::Test).iter().zip(&due) {
         let whole = if due.ids.len() <= 5 { due.ids.clone() } else { [&due.ids[..4], &due.ids[due.ids.len() - 1..]].concat() };
@@ -378,5 +397,4 @@ fn word_pieces_are_those_of_the_model() {
     }
     let few = refusal(folder.path(), &format!("{{{keys}, longest: 2}}"));
     assert_eq!(few, "task.longest: is 2; the tokenizer alone adds 2 special tokens to every text");
-    assert!(matches!(found[0].target, Target::Class(_)));
 }

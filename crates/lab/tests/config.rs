@@ -96,3 +96,25 @@ fn default_of(rest: &str) -> Value {
     let cell = rest.split(" | ").next().expect("a cell").trim_matches('`');
     serde_saphyr::from_str(cell).unwrap_or_else(|error| panic!("{cell}: {error}"))
 }
+
+/// Examples of `docs/tasks.md` are read, and opened where the data is.
+#[test]
+fn examples_of_the_documentation_open() {
+    #[derive(serde::Deserialize)]
+    struct Written {
+        task: TaskConfig,
+    }
+    let text = std::fs::read_to_string(repository().join("docs/tasks.md")).expect("docs/tasks.md is there");
+    let blocks: Vec<&str> = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().expect("a block")).collect();
+    assert_eq!(blocks.len(), ABOUT.len() + 1);
+    let base = common::data("yelp/train.tsv");
+    for block in blocks {
+        let written: Written = serde_saphyr::from_str(block).unwrap_or_else(|error| panic!("{block}: {error}"));
+        let file = matches!(written.task, TaskConfig::Classify(_) | TaskConfig::Language(_) | TaskConfig::Images(_));
+        match (&base, &written.task) {
+            (_, TaskConfig::Forecast(_)) => {}
+            (None, _) if file => {}
+            (base, task) => drop(task.open(base.as_deref().unwrap_or(Path::new("."))).unwrap_or_else(|error| panic!("{block}: {error}"))),
+        }
+    }
+}

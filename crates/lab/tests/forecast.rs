@@ -96,7 +96,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ("file: a.csv, columns: [lime]", "a.csv: line 1: there is no column \"lime\", did you mean \"line\"?; there are date, line, wave"),
         ("file: a.csv, columns: []", "task.columns: names no column"),
         ("file: a.csv, columns: [line], target: [wave]", "task.target: is column wave, which is not among columns"),
-        ("file: a.csv, columns: [line], horizon: 0", "task.horizon: is 0; it is at least 1"),
+        ("file: a.csv, columns: [line], horizon: 0", "task.horizon: is 0; it lies between 1 and 2796202"),
         ("file: a.csv, columns: [line]", "a.csv: file: 70 rows to learn from are too few for 120 of a context and a horizon"),
         ("file: gap.csv", "gap.csv: line 3, column y: \"\" is not a number"),
         ("file: word.csv", "word.csv: line 3, column y: \"n/a\" is not a number"),

@@ -250,22 +250,27 @@ fn facts_of_generators() {
 #[test]
 fn impossible_sizes_are_refused_with_their_key() {
     for (yaml, message) in [
-        ("{name: recall, length: 63}", "task.length: is 63 with 4 pairs; it is even and at least 4 for each of 1 pair or more"),
-        ("{name: recall, pairs: 17}", "task.length: is 64 with 17 pairs; it is even and at least 4 for each of 1 pair or more"),
-        ("{name: recall, vocabulary: 64}", "task.vocabulary: is 64; it is more than the length, 64"),
+        ("{name: recall, length: 63}", "task.length: is 63; it is even"),
+        ("{name: recall, pairs: 17}", "task.pairs: is 17; it lies between 1 and 16"),
+        ("{name: recall, pairs: 0}", "task.pairs: is 0; it lies between 1 and 16"),
+        ("{name: recall, vocabulary: 64}", "task.vocabulary: is 64; it lies between 65 and 2147483648"),
         ("{name: recall, power: -1}", "task.power: is -1; it lies between 0 and 10"),
-        ("{name: listops, shortest: 3000}", "task.shortest: is 3000, above longest, 1999"),
-        ("{name: listops, arguments: 1}", "task.depth: depth is 10, of 1 to 64; arguments are 1, at least 2"),
+        ("{name: recall, length: 1000000000000000000}", "task.length: is 1000000000000000000; it lies between 4 and 268435456"),
+        ("{name: recall, sizes: [0, 1, 1]}", "task: there is nothing to learn from: the train split has no examples"),
+        ("{name: listops, shortest: 3000}", "task.shortest: is 3000; it lies between 0 and 1999"),
+        ("{name: listops, arguments: 1}", "task.arguments: is 1; it lies between 2 and 268435456"),
+        ("{name: listops, depth: 65}", "task.depth: is 65; it lies between 1 and 64"),
         (
             "{name: listops, depth: 2}",
             "task.shortest: of 1000000 expressions none had 501 to 1999 tokens; set more depth or arguments, or wider bounds",
         ),
-        ("{name: copy, delay: 0}", "task.delay: is 0; it is at least 1 and at most 2^30"),
-        ("{name: induction, length: 2}", "task.length: is 2; it is at least 3"),
-        ("{name: induction, vocabulary: 1}", "task.vocabulary: is 1; it is at least 2 and at most 2^31"),
-        ("{name: needle, length: 12}", "task.length: is 12; 1 facts and the question take 13 tokens"),
-        ("{name: needle, facts: 33}", "task.names: are 32, fewer than the 33 facts"),
+        ("{name: copy, delay: 0}", "task.delay: is 0; it lies between 1 and 268435456"),
+        ("{name: induction, length: 2}", "task.length: is 2; it lies between 3 and 268435456"),
+        ("{name: induction, vocabulary: 1}", "task.vocabulary: is 1; it lies between 2 and 2147483648"),
+        ("{name: needle, length: 12}", "task.length: is 12; it lies between 13 and 268435456"),
+        ("{name: needle, facts: 33}", "task.names: is 32; it lies between 33 and 268435456"),
         ("{name: needle, place: 1.5}", "task.place: is 1.5; it lies between 0 and 1"),
+        ("{name: needle, place: 0.5, facts: 2}", "task.place: is for one fact, there are 2"),
     ] {
         assert_eq!(refusal(Path::new("."), yaml), message);
         config(yaml);

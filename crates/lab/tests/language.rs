@@ -77,7 +77,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ),
         ("train: short.txt", "short.txt: file: 7 tokens to learn from are too few for a context of 256"),
         ("train: empty.txt", "empty.txt: file: 0 tokens to learn from are too few for a context of 256"),
-        ("train: short.txt, context: 0", "task.context: is 0; it is at least 1"),
+        ("train: short.txt, context: 0", "task.context: is 0; it lies between 1 and 268435456"),
         ("train: short.txt, tokens: chars, metric: bits_per_byte", "task.metric: is bits_per_byte, which is for tokens: bytes; write loss"),
         ("train: short.txt, splits: [1, 0, 0]", "task.splits: leaves nothing to test on, such as [0.9, 0.1, 0]"),
     ] {

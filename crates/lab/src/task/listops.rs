@@ -6,7 +6,7 @@
 //! number of tokens is out of bounds are drawn again. Tokens: the digits 0 to 9, then [`MIN`] to [`SM`], then [`CLOSE`]; the class
 //! is the value.
 
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::random::Draws;
 use super::{Example, Facts, Input, Inputs, Label, Metric, Split, Target, Targets, Task};
 use crate::Error;
@@ -111,13 +111,10 @@ impl ListOps {
             arguments: self.arguments.unwrap_or(arguments) as u64,
             seed: self.seed,
         };
-        if source.arguments < 2 || source.depth == 0 || source.depth > 64 {
-            let message = format!("depth is {}, of 1 to 64; arguments are {}, at least 2", source.depth, source.arguments);
-            return Err(Error::key("task.depth", message));
-        }
-        if source.shortest > source.longest {
-            return Err(Error::key("task.shortest", format!("is {}, above longest, {}", source.shortest, source.longest)));
-        }
+        within("depth", source.depth, 1..=64)?;
+        within("arguments", source.arguments as usize, 2..=LONGEST)?;
+        within("longest", source.longest, 1..=LONGEST)?;
+        within("shortest", source.shortest, 0..=source.longest)?;
         Ok(source)
     }
 }
