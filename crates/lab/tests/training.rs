@@ -1,8 +1,8 @@
 //! Training as a whole, on tasks that are learned in seconds.
 
-mod common;
+mod small;
 
-use common::{Echo, Occurs, run};
+use small::{Echo, Occurs, run};
 use regard_core::mechanism::{Causality, Mechanism};
 use regard_core::reduce::Reducer;
 use regard_lab::model::{Mixing, Model};

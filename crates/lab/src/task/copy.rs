@@ -4,7 +4,7 @@
 //! positions the symbols are asked in their order; elsewhere nothing is (the paper also asks for blanks there, which a model learns
 //! at once). Tokens: 0..A symbols, A the blank, A + 1 the delimiter.
 
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::random::Draws;
 use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
 use crate::Error;
@@ -35,9 +35,7 @@ impl Default for Copy {
 impl Copy {
     pub(super) fn open(&self) -> Result<Box<dyn Task>, Error> {
         for (key, value) in [("symbols", self.symbols), ("delay", self.delay), ("alphabet", self.alphabet)] {
-            if value == 0 || value > 1 << 30 {
-                return Err(Error::key(format!("task.{key}"), format!("is {value}; it is at least 1 and at most 2^30")));
-            }
+            within(key, value, 1..=LONGEST)?;
         }
         let facts = Facts {
             name: "copy",

@@ -12,6 +12,9 @@ use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+/// What is said of a row that is not there any more.
+const GONE: &str = "no row begins here: the file has changed since it was opened";
+
 /// A column: its number, counted from 1, or its name in the header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -123,19 +126,20 @@ impl Delimited {
         let mut most = 4096;
         loop {
             let bytes = self.file.read_up_to(at, most)?;
-            let all = bytes.len() < most || most > self.layout.limit;
+            let whole = bytes.len() < most || most > 2 * self.layout.limit;
             let mut row = Row::default();
             let mut rows = Rows::of(self.path(), self.layout, &bytes[..]);
-            // A row that ends with the bytes read may go on beyond them.
-            if rows.next(&mut row)? && (all || !rows.reader.is_empty()) {
-                row.at = at;
-                self.check(&row)?;
-                return Ok(row);
+            match rows.next(&mut row) {
+                // A row that ends with what was read may go on beyond it.
+                Ok(_) | Err(_) if !whole && rows.reader.is_empty() => most *= 8,
+                Ok(true) => {
+                    row.at = at;
+                    self.check(&row)?;
+                    return Ok(row);
+                }
+                Ok(false) => return Err(Error::data(self.path(), format!("byte {at}"), GONE)),
+                Err(error) => return Err(error),
             }
-            if all {
-                return Err(Error::data(self.path(), format!("byte {at}"), "no row begins here: the file has changed since it was opened"));
-            }
-            most *= 8;
         }
     }
 
@@ -179,6 +183,23 @@ impl Row {
         &self.bytes[start..self.ends[column]]
     }
 
+    /// Room for more bytes and columns.
+    fn grow(&mut self, filled: usize) {
+        if filled == self.bytes.len() {
+            self.bytes.resize(2 * filled.max(512), 0);
+        }
+        if self.columns == self.ends.len() {
+            self.ends.resize(2 * self.columns.max(8), 0);
+        }
+    }
+
+    /// Drops the first half of a `\r\n` that ends a row of tabs.
+    fn trim(&mut self, tabs: bool) {
+        if tabs && self.field(self.columns - 1).ends_with(b"\r") {
+            self.ends[self.columns - 1] -= 1;
+        }
+    }
+
     /// For messages.
     pub fn place(&self) -> String {
         if self.line == 0 { format!("byte {}", self.at) } else { format!("line {}", self.line) }
@@ -219,47 +240,51 @@ impl<'a, R: BufRead> Rows<'a, R> {
         (row.line, row.at, row.columns) = (self.line, self.at, 0);
         let mut filled = 0;
         loop {
-            if filled == row.bytes.len() {
-                row.bytes.resize(2 * filled.max(512), 0);
-            }
-            if row.columns == row.ends.len() {
-                row.ends.resize(2 * row.columns.max(8), 0);
-            }
+            row.grow(filled);
             let input = self.reader.fill_buf().map_err(|error| Error::file(self.path, error))?;
+            let last = input.is_empty();
+            if last && self.at == row.at {
+                return Ok(false);
+            }
+            // A file that ends without a line end gets one, which ends its row unless a quote is open.
+            let input = if last { b"\n" } else { input };
             let (result, read, wrote, ended) = self.parser.read_record(input, &mut row.bytes[filled..], &mut row.ends[row.columns..]);
-            let lines = input[..read].iter().filter(|byte| **byte == b'\n').count();
-            self.reader.consume(read);
-            self.at += read as u64;
-            self.line += if self.line == 0 { 0 } else { lines as u64 };
             filled += wrote;
             row.columns += ended;
-            if filled > self.layout.limit {
-                return Err(long(self.path, row.line, self.layout.limit));
+            if !last {
+                self.pass(read);
             }
             match result {
+                _ if filled > self.layout.limit => return Err(long(self.path, row.line, self.layout.limit)),
                 ReadRecordResult::Record => {
-                    if self.layout.tabs && row.field(row.columns - 1).ends_with(b"\r") {
-                        row.ends[row.columns - 1] -= 1;
-                    }
+                    row.trim(self.layout.tabs);
                     return Ok(true);
                 }
-                ReadRecordResult::End => return Ok(false),
+                ReadRecordResult::InputEmpty if last => {
+                    return Err(Error::data(self.path, row.place(), "a quote opens in this row and never closes"));
+                }
                 _ => {}
             }
         }
+    }
+
+    /// Goes on by bytes that were looked at.
+    fn pass(&mut self, count: usize) {
+        if self.line > 0 {
+            let seen = self.reader.fill_buf().map_or(&[][..], |input| &input[..count]);
+            self.line += seen.iter().filter(|byte| **byte == b'\n').count() as u64;
+        }
+        self.reader.consume(count);
+        self.at += count as u64;
     }
 
     /// Passes over line ends, so that a row's place is that of its first byte.
     fn blank(&mut self) -> Result<(), Error> {
         loop {
             let input = self.reader.fill_buf().map_err(|error| Error::file(self.path, error))?;
-            let blank = input.iter().take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
-            let lines = input[..blank].iter().filter(|byte| **byte == b'\n').count();
-            self.reader.consume(blank);
-            self.at += blank as u64;
-            self.line += if self.line == 0 { 0 } else { lines as u64 };
-            if blank == 0 {
-                return Ok(());
+            match input.iter().take_while(|byte| matches!(byte, b'\n' | b'\r')).count() {
+                0 => return Ok(()),
+                blank => self.pass(blank),
             }
         }
     }

@@ -8,7 +8,7 @@
 
 use super::delimited::{Column, Delimited, Layout};
 use super::file::{Places, Spill};
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::shares::{Shares, TEST_IS_VALIDATION};
 use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
 use crate::Error;
@@ -63,7 +63,7 @@ impl Forecast {
     pub(super) fn open(&self, base: &Path) -> Result<Box<dyn Task>, Error> {
         self.check()?;
         let shares = Shares::choose(Some(self.splits), [false, false])?;
-        let table = Delimited::open(&base.join(&self.file), Layout { tabs: false, header: true, limit: self.line_limit })?;
+        let table = Delimited::open(&base.join(&self.file), Layout { tabs: false, header: true, limit: self.line_limit.min(1 << 30) })?;
         let places = self.places(&table)?;
         let mut spill = Spill::new()?;
         table.scan(&mut |row| places.iter().try_for_each(|place| spill.write(&table.number(row, *place)?.to_le_bytes())))?;
@@ -93,12 +93,8 @@ impl Forecast {
         if self.file.as_os_str().is_empty() {
             return Err(Error::key("task.file", "is missing; it names a CSV file"));
         }
-        for (key, value) in [("context", self.context), ("horizon", self.horizon)] {
-            if value == 0 {
-                return Err(Error::key(format!("task.{key}"), "is 0; it is at least 1"));
-            }
-        }
-        Ok(())
+        within("context", self.context, 1..=LONGEST)?;
+        within("horizon", self.horizon, 1..=LONGEST / self.context)
     }
 
     fn places(&self, table: &Delimited) -> Result<Vec<usize>, Error> {

@@ -4,7 +4,7 @@
 //! A sequence is `length` N tokens below `vocabulary` V, of which V − 1 is special. It stands at a place drawn from 0..N − 2 and at the
 //! end; every other token is drawn from the rest. At the last position the token after the first place is asked.
 
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::random::Draws;
 use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
 use crate::Error;
@@ -32,12 +32,8 @@ impl Default for Induction {
 
 impl Induction {
     pub(super) fn open(&self) -> Result<Box<dyn Task>, Error> {
-        if self.length < 3 {
-            return Err(Error::key("task.length", format!("is {}; it is at least 3", self.length)));
-        }
-        if !(2..=1 << 31).contains(&self.vocabulary) {
-            return Err(Error::key("task.vocabulary", format!("is {}; it is at least 2 and at most 2^31", self.vocabulary)));
-        }
+        within("length", self.length, 3..=LONGEST)?;
+        within("vocabulary", self.vocabulary, 2..=1 << 31)?;
         let facts = Facts {
             name: "induction",
             inputs: Inputs::Tokens { vocabulary: self.vocabulary },

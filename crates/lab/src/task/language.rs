@@ -11,7 +11,7 @@
 
 use super::file::{Places, Spill, open as open_file};
 use super::lines::utf8;
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::shares::{Shares, TEST_IS_VALIDATION};
 use super::tokens::{Model, Tokens};
 use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
@@ -181,7 +181,7 @@ fn pieces(paths: &[PathBuf], visit: &mut dyn FnMut(&str) -> Result<(), Error>) -
         loop {
             let read = (&mut file).take(PIECE as u64).read_to_end(&mut held).map_err(|error| Error::file(path, error))?;
             let cut = if read < PIECE { held.len() } else { cut(&held) };
-            let text = utf8(&held[..cut], path, || String::new()).map_err(|_| not_text(&held[..cut], path, line))?;
+            let text = utf8(&held[..cut], path, String::new).map_err(|_| not_text(&held[..cut], path, line))?;
             visit(text)?;
             line += held[..cut].iter().filter(|byte| **byte == b'\n').count();
             held.drain(..cut);
@@ -257,9 +257,7 @@ impl Language {
         if self.train.is_empty() {
             return Err(Error::key("task.train", "is missing; it names the text to learn from"));
         }
-        if self.context == 0 {
-            return Err(Error::key("task.context", "is 0; it is at least 1"));
-        }
+        within("context", self.context, 1..=LONGEST)?;
         if self.metric == Some(Quality::BitsPerByte) && self.tokens != Tokens::Bytes {
             return Err(Error::key("task.metric", "is bits_per_byte, which is for tokens: bytes; write loss"));
         }

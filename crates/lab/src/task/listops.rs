@@ -6,7 +6,7 @@
 //! number of tokens is out of bounds are drawn again. Tokens: the digits 0 to 9, then [`MIN`] to [`SM`], then [`CLOSE`]; the class
 //! is the value.
 
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::random::Draws;
 use super::{Example, Facts, Input, Inputs, Label, Metric, Split, Target, Targets, Task};
 use crate::Error;
@@ -31,7 +31,7 @@ const DRAWS: u32 = 1_000_000;
 /// A set of sizes with a name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Size {
+pub enum Preset {
     /// Long Range Arena's: more than 500 and fewer than 2000 tokens, depth 10, at most 10 arguments.
     #[default]
     Full,
@@ -44,7 +44,7 @@ pub enum Size {
 #[serde(default, deny_unknown_fields)]
 pub struct ListOps {
     /// `full` or `mini`: what the next four keys are where they are null.
-    pub size: Size,
+    pub preset: Preset,
     /// Tokens of the shortest expression: 501, mini 16.
     pub shortest: Option<usize>,
     /// Tokens of the longest expression: 1999, mini 128.
@@ -62,7 +62,7 @@ pub struct ListOps {
 impl Default for ListOps {
     fn default() -> Self {
         let sizes = [Some(96_000), Some(2000), Some(2000)];
-        ListOps { size: Size::Full, shortest: None, longest: None, depth: None, arguments: None, sizes, seed: 0 }
+        ListOps { preset: Preset::Full, shortest: None, longest: None, depth: None, arguments: None, sizes, seed: 0 }
     }
 }
 
@@ -100,9 +100,9 @@ impl ListOps {
     }
 
     fn expressions(&self) -> Result<Expressions, Error> {
-        let [shortest, longest, depth, arguments] = match self.size {
-            Size::Full => [501, 1999, 10, 10],
-            Size::Mini => [16, 128, 6, 5],
+        let [shortest, longest, depth, arguments] = match self.preset {
+            Preset::Full => [501, 1999, 10, 10],
+            Preset::Mini => [16, 128, 6, 5],
         };
         let source = Expressions {
             shortest: self.shortest.unwrap_or(shortest),
@@ -111,13 +111,10 @@ impl ListOps {
             arguments: self.arguments.unwrap_or(arguments) as u64,
             seed: self.seed,
         };
-        if source.arguments < 2 || source.depth == 0 || source.depth > 64 {
-            let message = format!("depth is {}, of 1 to 64; arguments are {}, at least 2", source.depth, source.arguments);
-            return Err(Error::key("task.depth", message));
-        }
-        if source.shortest > source.longest {
-            return Err(Error::key("task.shortest", format!("is {}, above longest, {}", source.shortest, source.longest)));
-        }
+        within("depth", source.depth, 1..=64)?;
+        within("arguments", source.arguments as usize, 2..=LONGEST)?;
+        within("longest", source.longest, 1..=LONGEST)?;
+        within("shortest", source.shortest, 0..=source.longest)?;
         Ok(source)
     }
 }

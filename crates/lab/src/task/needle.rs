@@ -6,7 +6,7 @@
 //! asked for. Where there is one fact, `place` says how deep it lies: 0 at the beginning, 1 right before the question. Tokens: digits
 //! 0 to 9, [`FACT`], [`ASK`], then names, then filler.
 
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::random::Draws;
 use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
 use crate::Error;
@@ -66,21 +66,11 @@ impl Needle {
 
     fn check(&self) -> Result<(), Error> {
         let refuse = |key: &str, message: String| Err(Error::key(format!("task.{key}"), message));
-        let most = 1 << 30;
-        if self.digits == 0
-            || self.facts == 0
-            || self.filler == 0
-            || [self.digits, self.facts, self.names, self.filler].iter().any(|n| *n > most)
-        {
-            return refuse("digits", "digits, facts and filler are at least 1, and none is above 2^30".into());
-        }
-        if self.names < self.facts {
-            return refuse("names", format!("are {}, fewer than the {} facts", self.names, self.facts));
-        }
-        let least = self.facts * (self.digits + 2) + self.digits + 1;
-        if self.length < least {
-            return refuse("length", format!("is {}; {} facts and the question take {least} tokens", self.length, self.facts));
-        }
+        within("digits", self.digits, 1..=LONGEST)?;
+        within("facts", self.facts, 1..=LONGEST)?;
+        within("names", self.names, self.facts..=LONGEST)?;
+        within("filler", self.filler, 1..=LONGEST)?;
+        within("length", self.length, self.facts * (self.digits + 2) + self.digits + 1..=LONGEST)?;
         match self.place {
             Some(place) if !(0.0..=1.0).contains(&place) => refuse("place", format!("is {place}; it lies between 0 and 1")),
             Some(_) if self.facts > 1 => refuse("place", format!("is for one fact, there are {}", self.facts)),

@@ -3,9 +3,21 @@
 use super::digest::Digest;
 use super::{Example, Facts, Metric, Split, Task};
 use crate::Error;
+use std::ops::RangeInclusive;
 
 /// So many examples of every split are in a fingerprint.
 const FINGERPRINT: u64 = 16;
+
+/// The most tokens of a sequence that is made or cut: a slip of the pen should not take all memory.
+pub const LONGEST: usize = 1 << 28;
+
+/// Refuses the value of a key that lies out of bounds.
+pub fn within(key: &str, value: usize, bounds: RangeInclusive<usize>) -> Result<(), Error> {
+    if bounds.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::key(format!("task.{key}"), format!("is {value}; it lies between {} and {}", bounds.start(), bounds.end())))
+}
 
 /// Where examples come from.
 pub trait Source: Send + Sync {
@@ -39,7 +51,15 @@ impl<S: Source> Task for Opened<S> {
 }
 
 /// A task of a source; `facts` lack a fingerprint, and may lack a floor that follows from the balance.
-pub fn open<S: Source + 'static>(source: S, facts: Facts, notes: Vec<String>) -> Result<Box<dyn Task>, Error> {
+pub fn open<S: Source + 'static>(source: S, facts: Facts, mut notes: Vec<String>) -> Result<Box<dyn Task>, Error> {
+    if facts.sizes[0] == Some(0) {
+        return Err(Error::key("task", "there is nothing to learn from: the train split has no examples"));
+    }
+    for split in [Split::Validation, Split::Test] {
+        if facts.sizes[split as usize] == Some(0) {
+            notes.push(format!("the {} split has no examples", if split == Split::Test { "test" } else { "validation" }));
+        }
+    }
     let floor = facts.floor.or_else(|| (facts.metric == Metric::Accuracy).then(|| facts.majority()).flatten());
     let mut task = Opened { facts: Facts { floor, ..facts }, notes, source };
     task.facts.fingerprint = fingerprint(&task)?;

@@ -1,13 +1,13 @@
 //! Recall of many pairs (multi-query associative recall, MQAR; Arora et al. 2023, "Zoology").
 //!
 //! A sequence of `length` N is D pairs `k v k v …`, then queries among filler. With vocabulary C: D different keys of 1..C/2, D
-//! different values of C/2..C. The (N − 2D)/2 places for queries are two tokens apart, the first right after the pairs; place g (from
-//! 1) is drawn with weight g^(α−1), α = `power`, D different places, one for every key. At a query's position the value of its key is
+//! different values of C/2..C. The (N − 2D)/2 places for queries are two tokens apart, the first right after the pairs; place g, the
+//! first being 1, is drawn with weight g^(α−1), α = `power`, D different places, one for every key. At a query's position its value is
 //! asked, nowhere else; the value itself is not shown again. Every other position behind the pairs is a token drawn from the whole
 //! vocabulary (the filler of the paper's experiments; another choice would be zeros): a key may occur there by chance, and nothing
 //! is asked of it.
 
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::random::Draws;
 use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
 use crate::Error;
@@ -69,14 +69,11 @@ impl Recall {
 
     fn check(&self) -> Result<(), Error> {
         let Recall { length, pairs, vocabulary, power, .. } = *self;
-        if pairs == 0 || length % 2 == 1 || length < pairs.saturating_mul(4) {
-            return Err(Error::key(
-                "task.length",
-                format!("is {length} with {pairs} pairs; it is even and at least 4 for each of 1 pair or more"),
-            ));
-        }
-        if vocabulary <= length {
-            return Err(Error::key("task.vocabulary", format!("is {vocabulary}; it is more than the length, {length}")));
+        within("length", length, 4..=LONGEST)?;
+        within("pairs", pairs, 1..=length / 4)?;
+        within("vocabulary", vocabulary, length + 1..=1 << 31)?;
+        if length % 2 == 1 {
+            return Err(Error::key("task.length", format!("is {length}; it is even")));
         }
         if !(0.0..=10.0).contains(&power) {
             return Err(Error::key("task.power", format!("is {power}; it lies between 0 and 10")));

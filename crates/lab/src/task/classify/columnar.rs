@@ -5,7 +5,9 @@ use crate::Error;
 use crate::names::meant;
 use crate::task::delimited::Column;
 use crate::task::file::{Places, Spill, open};
+use parquet::basic::{Compression, Repetition};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::{Type, TypePtr};
@@ -24,6 +26,7 @@ pub fn unpack(path: &Path, reading: &Reading) -> Result<Unpacked, Error> {
     let wrong = |error: ParquetError| Error::data(path, "file", format!("is not a sound Parquet file: {error}"));
     let reader = SerializedFileReader::new(open(path)?).map_err(wrong)?;
     let schema = reader.metadata().file_metadata().schema();
+    check(path, reader.metadata())?;
     let names = [field(path, schema, (&reading.text, "text"))?, field(path, schema, (&reading.label, "label"))?];
     let rows = reader.get_row_iter(Some(project(schema, &names).map_err(wrong)?)).map_err(wrong)?;
     let mut spill = Spill::new()?;
@@ -48,14 +51,35 @@ pub fn unpack(path: &Path, reading: &Reading) -> Result<Unpacked, Error> {
     Ok(Unpacked { source: path.into(), rows: spill.finish()?, bytes })
 }
 
+/// What the reader of pages takes for granted: chunks that lie somewhere, and compression that is built in.
+fn check(path: &Path, file: &ParquetMetaData) -> Result<(), Error> {
+    for chunk in file.row_groups().iter().flat_map(RowGroupMetaData::columns) {
+        let first = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+        if first < 0 || chunk.compressed_size() < 0 || chunk.num_values() < 0 {
+            return Err(Error::data(path, "file", "is not a sound Parquet file: a column lies before its beginning"));
+        }
+        match chunk.compression() {
+            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_) => {}
+            other => {
+                let name = other.to_string();
+                let name = name.split('(').next().unwrap_or(&name);
+                let message = format!("compression {name} is not built in; write the file with snappy, zstd, gzip or no compression");
+                return Err(Error::data(path, format!("column {}", chunk.column_path()), message));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The name of a column that there is.
 fn field<'a>(path: &Path, schema: &Type, (column, key): (&'a Column, &str)) -> Result<&'a str, Error> {
     let name = named(column, key)?;
     let known: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
-    if known.contains(&name) {
-        return Ok(name);
-    }
-    let message = format!("there is no column \"{name}\"{}; there are {}", meant(name, known.iter().copied()), known.join(", "));
+    let message = match schema.get_fields().iter().find(|field| field.name() == name) {
+        Some(field) if field.is_primitive() && field.get_basic_info().repetition() != Repetition::REPEATED => return Ok(name),
+        Some(_) => format!("column \"{name}\" holds lists or groups, a text or a whole number was expected"),
+        None => format!("there is no column \"{name}\"{}; there are {}", meant(name, known.iter().copied()), known.join(", ")),
+    };
     Err(Error::data(path, "schema", message))
 }
 

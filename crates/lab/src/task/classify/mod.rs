@@ -14,7 +14,7 @@ pub use labels::Labels;
 pub use table::Format;
 
 use super::digest::{Digest, mix};
-use super::open::{Source, open};
+use super::open::{LONGEST, Source, open, within};
 use super::shares::{Shares, TEST_IS_VALIDATION};
 use super::tokens::{Model, Tokens};
 use super::{Example, Facts, Input, Inputs, Label, Metric, Split, Target, Targets, Task};
@@ -128,6 +128,9 @@ struct Pass<'a> {
 
 impl Classify {
     pub(super) fn open(&self, base: &Path) -> Result<Box<dyn Task>, Error> {
+        if self.train.as_os_str().is_empty() {
+            return Err(Error::key("task.train", "is missing; it names the file to learn from"));
+        }
         let encoder = self.encoder(base)?;
         let shares = Shares::choose(self.splits, [self.validation.is_some(), self.test.is_some()])?;
         let classes = Classes::new(self.labels.as_ref(), self.others).map_err(|message| Error::key("task.labels", message))?;
@@ -146,9 +149,6 @@ impl Classify {
     }
 
     fn table(&self, base: &Path, path: &Path) -> Result<Arc<dyn Table>, Error> {
-        if path.as_os_str().is_empty() {
-            return Err(Error::key("task.train", "is missing; it names the file to learn from"));
-        }
         let reading = Reading {
             format: self.format,
             text: self.text.clone(),
@@ -160,9 +160,7 @@ impl Classify {
     }
 
     fn encoder(&self, base: &Path) -> Result<Encoder, Error> {
-        if self.longest == 0 {
-            return Err(Error::key("task.longest", "is 0; it is at least 1"));
-        }
+        within("longest", self.longest, 1..=LONGEST)?;
         match &self.tokens {
             Tokens::Bytes => Ok(Encoder::Bytes),
             Tokens::Chars => Err(Error::key("task.tokens", "is chars, which are for language; write bytes or {model: DIR}")),
