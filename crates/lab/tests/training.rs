@@ -2,13 +2,13 @@
 
 mod small;
 
-use small::{Echo, Occurs, run};
 use regard_core::mechanism::{Causality, Mechanism};
 use regard_core::reduce::Reducer;
 use regard_lab::model::{Mixing, Model};
 use regard_lab::task::Task;
 use regard_lab::train::{Event, Line};
 use serde_json::{Value, json};
+use small::{Echo, Occurs, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
