@@ -76,6 +76,10 @@ pub fn open<S: Source + 'static>(source: S, facts: Facts, mut notes: Vec<String>
             notes.push(format!("the {} split has no examples", if split == Split::Test { "test" } else { "validation" }));
         }
     }
+    let unseen: Vec<&str> = facts.balance.iter().filter(|label| label.counts[0] == 0).map(|label| label.name.as_str()).collect();
+    if !unseen.is_empty() {
+        notes.push(format!("the train split has no example of {}", unseen.join(", ")));
+    }
     let floor = facts.floor.or_else(|| (facts.metric == Metric::Accuracy).then(|| facts.majority()).flatten());
     let mut task = Opened { facts: Facts { floor, ..facts }, notes, source };
     task.facts.fingerprint = fingerprint(&task)?;
