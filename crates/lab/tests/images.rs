@@ -81,7 +81,8 @@ fn colours_of_a_pixel_lie_together() {
 #[test]
 fn what_is_wrong_is_said_with_its_place() {
     let (images, classes) = (idx(&[10, 6, 4], &pixels(10)), idx(&[10], &labels(10)));
-    let files: [(&str, &[u8]); 8] = [
+    let files: [(&str, &[u8]); 9] = [
+        ("eleven.bin", &[vec![3; 3073], vec![11; 3073]].concat()),
         ("images", &images),
         ("labels", &classes),
         ("cut", &images[..200]),
@@ -121,6 +122,7 @@ fn what_is_wrong_is_said_with_its_place() {
             "format: cifar10, train: odd.bin, train_labels: labels",
             "task.train_labels: is for idx; other formats have labels beside the pixels",
         ),
+        ("format: cifar10, train: eleven.bin", "eleven.bin: record 2: the label is 11, it is below 10"),
         ("format: csv, train: a.csv", "a.csv: line 2, column 4: \"x\" is not a number"),
         ("format: csv, train: b.csv", "b.csv: line 2, column 3: 256 is not a whole number of 0 to 255"),
         ("format: csv, train: c.csv", "c.csv: line 1: 3 pixels and a label were expected to be a square image"),

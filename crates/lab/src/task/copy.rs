@@ -4,9 +4,9 @@
 //! positions the symbols are asked in their order; elsewhere nothing is (the paper also asks for blanks there, which a model learns
 //! at once). Tokens: 0..A symbols, A the blank, A + 1 the delimiter.
 
-use super::open::{LONGEST, Source, open, within};
+use super::open::{LONGEST, Source, generated, open, within};
 use super::random::Draws;
-use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
+use super::{Example, Input, Split, Target, Task};
 use crate::Error;
 use serde::{Deserialize, Serialize};
 
@@ -37,18 +37,7 @@ impl Copy {
         for (key, value) in [("symbols", self.symbols), ("delay", self.delay), ("alphabet", self.alphabet)] {
             within(key, value, 1..=LONGEST)?;
         }
-        let facts = Facts {
-            name: "copy",
-            inputs: Inputs::Tokens { vocabulary: self.alphabet + 2 },
-            targets: Targets::Tokens(self.alphabet + 2),
-            metric: Metric::Accuracy,
-            causal: true,
-            longest: self.delay + 2 * self.symbols,
-            sizes: self.sizes,
-            balance: Vec::new(),
-            floor: Some(1.0 / self.alphabet as f64),
-            fingerprint: String::new(),
-        };
+        let facts = generated("copy", [self.alphabet + 2, self.delay + 2 * self.symbols], self.sizes, self.alphabet);
         open(self.clone(), facts, Vec::new())
     }
 }

@@ -67,6 +67,8 @@ struct Album {
     labels: Run,
     count: u64,
     shape: Shape,
+    /// Labels that the format has.
+    classes: u16,
 }
 
 /// Records of a file.
@@ -121,7 +123,7 @@ impl Album {
         }
         let shape = Shape { colours: 1, height: height as usize, width: width as usize };
         let pixels = Run { file: Arc::new(images), first: 16, step: height * width };
-        Ok(Album { pixels, labels: Run { file: Arc::new(classes), first: 8, step: 1 }, count, shape })
+        Ok(Album { pixels, labels: Run { file: Arc::new(classes), first: 8, step: 1 }, count, shape, classes: 256 })
     }
 
     fn cifar(path: &Path) -> Result<Self, Error> {
@@ -131,7 +133,7 @@ impl Album {
         if size == 0 || !size.is_multiple_of(step) {
             return Err(Error::data(path, "size", format!("{size} bytes are not records of {step} (a label and 3 x 32 x 32 pixels)")));
         }
-        Ok(Album::records(Arc::new(file), size / step, shape))
+        Ok(Album { classes: 10, ..Album::records(Arc::new(file), size / step, shape) })
     }
 
     fn csv(path: &Path) -> Result<Self, Error> {
@@ -161,11 +163,17 @@ impl Album {
     /// A label, then pixels.
     fn records(file: Arc<Places>, count: u64, shape: Shape) -> Self {
         let step = 1 + shape.bytes() as u64;
-        Album { pixels: Run { file: Arc::clone(&file), first: 1, step }, labels: Run { file, first: 0, step }, count, shape }
+        Album { pixels: Run { file: Arc::clone(&file), first: 1, step }, labels: Run { file, first: 0, step }, count, shape, classes: 256 }
     }
 
     fn label(&self, index: u64) -> Result<u8, Error> {
-        Ok(self.labels.read(index, 1)?[0])
+        match self.labels.read(index, 1)?[0] {
+            label if u16::from(label) < self.classes => Ok(label),
+            label => {
+                let message = format!("the label is {label}, it is below {}", self.classes);
+                Err(Error::data(self.labels.file.path(), format!("record {}", index + 1), message))
+            }
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 //! A sequence is `length` N tokens below `vocabulary` V, of which V − 1 is special. It stands at a place drawn from 0..N − 2 and at the
 //! end; every other token is drawn from the rest. At the last position the token after the first place is asked.
 
-use super::open::{LONGEST, Source, open, within};
+use super::open::{LONGEST, Source, generated, open, within};
 use super::random::Draws;
-use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
+use super::{Example, Input, Split, Target, Task};
 use crate::Error;
 use serde::{Deserialize, Serialize};
 
@@ -34,18 +34,7 @@ impl Induction {
     pub(super) fn open(&self) -> Result<Box<dyn Task>, Error> {
         within("length", self.length, 3..=LONGEST)?;
         within("vocabulary", self.vocabulary, 2..=1 << 31)?;
-        let facts = Facts {
-            name: "induction",
-            inputs: Inputs::Tokens { vocabulary: self.vocabulary },
-            targets: Targets::Tokens(self.vocabulary),
-            metric: Metric::Accuracy,
-            causal: true,
-            longest: self.length,
-            sizes: self.sizes,
-            balance: Vec::new(),
-            floor: Some(1.0 / (self.vocabulary - 1) as f64),
-            fingerprint: String::new(),
-        };
+        let facts = generated("induction", [self.vocabulary, self.length], self.sizes, self.vocabulary - 1);
         open(self.clone(), facts, Vec::new())
     }
 }

@@ -6,9 +6,9 @@
 //! asked for. Where there is one fact, `place` says how deep it lies: 0 at the beginning, 1 right before the question. Tokens: digits
 //! 0 to 9, [`FACT`], [`ASK`], then names, then filler.
 
-use super::open::{LONGEST, Source, open, within};
+use super::open::{LONGEST, Source, generated, open, within};
 use super::random::Draws;
-use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
+use super::{Example, Input, Split, Target, Task};
 use crate::Error;
 use serde::{Deserialize, Serialize};
 
@@ -49,18 +49,7 @@ impl Needle {
     pub(super) fn open(&self) -> Result<Box<dyn Task>, Error> {
         self.check()?;
         let vocabulary = ASK as usize + 1 + self.names + self.filler;
-        let facts = Facts {
-            name: "needle",
-            inputs: Inputs::Tokens { vocabulary },
-            targets: Targets::Tokens(vocabulary),
-            metric: Metric::Accuracy,
-            causal: true,
-            longest: self.length,
-            sizes: self.sizes,
-            balance: Vec::new(),
-            floor: Some(0.1),
-            fingerprint: String::new(),
-        };
+        let facts = generated("needle", [vocabulary, self.length], self.sizes, 10);
         open(self.clone(), facts, Vec::new())
     }
 

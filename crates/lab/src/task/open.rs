@@ -1,7 +1,7 @@
 //! What every opened task has in common: facts that are completed from its examples, and numbers of examples that are checked.
 
 use super::digest::Digest;
-use super::{Example, Facts, Metric, Split, Task};
+use super::{Example, Facts, Inputs, Metric, Split, Targets, Task};
 use crate::Error;
 use std::ops::RangeInclusive;
 
@@ -17,6 +17,22 @@ pub fn within(key: &str, value: usize, bounds: RangeInclusive<usize>) -> Result<
         return Ok(());
     }
     Err(Error::key(format!("task.{key}"), format!("is {value}; it lies between {} and {}", bounds.start(), bounds.end())))
+}
+
+/// Facts of a generator that asks for tokens: the vocabulary and the longest example, sizes, and how many tokens are as likely.
+pub fn generated(name: &'static str, [vocabulary, longest]: [usize; 2], sizes: [Option<u64>; 3], likely: usize) -> Facts {
+    Facts {
+        name,
+        inputs: Inputs::Tokens { vocabulary },
+        targets: Targets::Tokens(vocabulary),
+        metric: Metric::Accuracy,
+        causal: true,
+        longest,
+        sizes,
+        balance: Vec::new(),
+        floor: Some(1.0 / likely as f64),
+        fingerprint: String::new(),
+    }
 }
 
 /// Where examples come from.
@@ -59,6 +75,10 @@ pub fn open<S: Source + 'static>(source: S, facts: Facts, mut notes: Vec<String>
         if facts.sizes[split as usize] == Some(0) {
             notes.push(format!("the {} split has no examples", if split == Split::Test { "test" } else { "validation" }));
         }
+    }
+    let unseen: Vec<&str> = facts.balance.iter().filter(|label| label.counts[0] == 0).map(|label| label.name.as_str()).collect();
+    if !unseen.is_empty() {
+        notes.push(format!("the train split has no example of {}", unseen.join(", ")));
     }
     let floor = facts.floor.or_else(|| (facts.metric == Metric::Accuracy).then(|| facts.majority()).flatten());
     let mut task = Opened { facts: Facts { floor, ..facts }, notes, source };

@@ -7,9 +7,9 @@
 //! vocabulary (the filler of the paper's experiments; another choice would be zeros): a key may occur there by chance, and nothing
 //! is asked of it.
 
-use super::open::{LONGEST, Source, open, within};
+use super::open::{LONGEST, Source, generated, open, within};
 use super::random::Draws;
-use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
+use super::{Example, Input, Split, Target, Task};
 use crate::Error;
 use serde::{Deserialize, Serialize};
 
@@ -52,18 +52,7 @@ impl Recall {
             *sum += weight(place);
             Some(*sum)
         });
-        let facts = Facts {
-            name: "recall",
-            inputs: Inputs::Tokens { vocabulary: self.vocabulary },
-            targets: Targets::Tokens(self.vocabulary),
-            metric: Metric::Accuracy,
-            causal: true,
-            longest: self.length,
-            sizes: self.sizes,
-            balance: Vec::new(),
-            floor: Some(1.0 / (self.vocabulary - self.vocabulary / 2) as f64),
-            fingerprint: String::new(),
-        };
+        let facts = generated("recall", [self.vocabulary, self.length], self.sizes, self.vocabulary - self.vocabulary / 2);
         open(Sequences { config: self.clone(), sums: sums.collect() }, facts, Vec::new())
     }
 

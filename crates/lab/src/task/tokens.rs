@@ -3,6 +3,7 @@
 //! The truncation and padding that a `tokenizer.json` asks for are ignored.
 
 use crate::Error;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tokenizers::tokenizer::{Tokenizer, TruncationParams};
@@ -35,7 +36,10 @@ impl Model {
             return Err(Error::key("task.tokens", format!("{} is not there; {{model: DIR}} names a folder that holds it", path.display())));
         }
         let wrong = |error: &dyn std::fmt::Display| Error::data(&path, "tokenizer", error.to_string());
-        let mut inner = Tokenizer::from_file(&path).map_err(|error| wrong(&error))?;
+        let text = std::fs::read(&path).map_err(|error| Error::file(&path, error))?;
+        // The reader of tokenizers takes JSON for granted in places.
+        serde_json::from_slice::<IgnoredAny>(&text).map_err(|error| wrong(&error))?;
+        let mut inner = Tokenizer::from_bytes(&text).map_err(|error| wrong(&error))?;
         inner.with_padding(None);
         let plain = inner.with_truncation(None).and_then(|inner| inner.encode_fast("", true)).map_err(|error| wrong(&error))?;
         if let Some(longest) = longest {

@@ -205,14 +205,14 @@ impl Pass<'_> {
         }
     }
 
-    fn finish(mut self, tables: [Arc<dyn Table>; 3], encoder: Encoder) -> Result<Box<dyn Task>, Error> {
-        let mut notes = Vec::new();
+    fn skipped(&self) -> Vec<String> {
         let [empty, other] = self.skipped;
-        for (count, what) in [(empty, "have no text"), (other, "have a label that labels does not name")] {
-            if count > 0 {
-                notes.push(format!("{count} rows were left out: they {what}"));
-            }
-        }
+        let said = [(empty, "have no text"), (other, "have a label that labels does not name")];
+        said.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} rows were left out: they {what}")).collect()
+    }
+
+    fn finish(mut self, tables: [Arc<dyn Table>; 3], encoder: Encoder) -> Result<Box<dyn Task>, Error> {
+        let mut notes = self.skipped();
         let mut parts: Vec<Part> =
             tables.into_iter().zip(&mut self.rows).map(|(table, rows)| Part { table, rows: Arc::new(std::mem::take(rows)) }).collect();
         if self.config.test.is_none() && !self.shares.tests() {
