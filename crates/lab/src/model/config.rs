@@ -34,7 +34,7 @@ pub struct ModelConfig {
     pub pooling: Pooling,
     /// Dropout on what the blocks add, in `[0, 1)`, while training.
     pub dropout: f64,
-    /// Standard deviation of weights at the start.
+    /// Standard deviation of weights at the start; `1/√width` where it is not said.
     pub deviation: f64,
     /// What attention computes with.
     pub precision: Precision,
@@ -123,7 +123,7 @@ impl ModelConfig {
             tied: section.or("tied", false)?,
             pooling: section.or("pooling", Pooling::Mean)?,
             dropout: section.or("dropout", 0.0)?,
-            deviation: section.or("deviation", 0.02)?,
+            deviation: section.or("deviation", (width.max(1) as f64).sqrt().recip())?,
             precision: section.or("precision", Precision::F32)?,
         };
         config.check(&section)?;

@@ -4,7 +4,7 @@
 use super::Section;
 use super::lines::{Line, Lines};
 use crate::chart::{Axis, Chart, Figure, Kind, Point, Role, Series};
-use crate::schema::{Configuration, Moment, Run, Speed, Task};
+use crate::schema::{Configuration, Difference, Moment, Run, Speed, Task};
 use crate::statistics::{Estimate, mean};
 use crate::table::{Cell, Csv, Table, number};
 use crate::units::Unit;
@@ -42,7 +42,7 @@ struct Measure {
 
 /// Everything that a comparison has to show.
 pub fn sections(group: &Group<'_>) -> Vec<Section> {
-    let mut quality = vec![group.quality()];
+    let mut quality = vec![group.quality(), group.difference()];
     quality.extend(PHASES.map(|phase| group.pareto(phase)));
     quality.push(group.compression());
     let throughputs = PHASES.map(|phase| group.at_lengths(phase, throughput()));
@@ -149,6 +149,33 @@ impl Group<'_> {
             findings: Vec::new(),
             chart: Chart { kind: Kind::Rows, x: Axis::linear(&self.task.metric, Unit::Plain), y: Axis::rows(names), series },
             table: Table { head, rows, note: None, csv },
+        }
+    }
+
+    /// How far each configuration is from exact attention.
+    fn difference(&self) -> Figure {
+        let (mut series, mut rows, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        let mut csv = Csv::new(&["configuration", "mean", "low", "high"]);
+        for (slot, (label, configuration)) in self.configurations.iter().enumerate() {
+            let Some(Difference { mean, low, high }) = configuration.difference else { continue };
+            let mark = Point { x_half: Some((high - low) / 2.0), ..Point::new(mean, names.len() as f64) };
+            series.push(Series { label: label.clone(), role: Role::Measured, slot: slot + 1, points: vec![mark] });
+            let numbers = [mean, low, high].map(|x| Cell::number(Unit::Plain, x));
+            rows.push([vec![Cell::text(label.as_str())], numbers.to_vec()].concat());
+            csv.push(&[label.clone(), number(mean), number(low), number(high)]);
+            names.push(label.clone());
+        }
+        let floor = self.task.floor.map_or_else(String::new, |floor| format!(" Without looking at the inputs: {}.", number(floor)));
+        Figure {
+            title: "Distance from exact attention".to_owned(),
+            about: format!(
+                "{} less that of exact attention; {}. With the 95 % interval of differences paired over examples and seeds.{floor}",
+                self.metric(),
+                self.better()
+            ),
+            findings: Vec::new(),
+            chart: Chart { kind: Kind::Rows, x: Axis::linear("difference", Unit::Plain), y: Axis::rows(names), series },
+            table: Table { head: ["configuration", "difference", "low", "high"].map(str::to_owned).to_vec(), rows, note: None, csv },
         }
     }
 
