@@ -9,7 +9,7 @@ use crate::modules::{ClusterThreshold, Codebook, GateProjection, Statistics, Typ
 use crate::rows::{self, Activation, Rotary, Turns};
 use crate::{Attention, Dropout, Error, Mechanism, Packed, Pass, attention, attention_traced, door, penalty};
 use burn::config::Config;
-use burn::module::{Initializer, Module};
+use burn::module::{Initializer, Module, Param};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Bool, DType, Device, Tensor};
 use regard_core::mechanism::Trace;
@@ -60,6 +60,9 @@ pub struct AttentionLayerConfig {
     /// Codewords of queries for each query head, for the mechanism `vq_qk`; no codebook without it.
     #[config(default = "None")]
     pub codebook_q: Option<usize>,
+    /// Whether the layer learns the shares of two mechanisms in every query head, for sums such as `local~linear`.
+    #[config(default = false)]
+    pub mix: bool,
     /// How projections start.
     #[config(default = "Initializer::KaimingUniform{gain:1.0/3.0f64.sqrt(), fan_out_only:false}")]
     pub initializer: Initializer,
@@ -89,6 +92,7 @@ impl AttentionLayerConfig {
             gates: self.gates || needs.contains(&"gates"),
             codebook: codewords("codebook").or(self.codebook),
             codebook_q: codewords("codebook_q").or(self.codebook_q),
+            mix: self.mix || needs.contains(&"mix"),
             ..self
         }
     }
@@ -118,6 +122,7 @@ impl AttentionLayerConfig {
             gates: self.gates.then(|| GateProjection::new(self.d_model, [heads.queries, heads.width], device)),
             codebook,
             codebook_q,
+            mix: self.mix.then(|| Param::from_tensor(Tensor::zeros([heads.queries], device))),
             heads,
             rotary: None,
             attention: Attention::full(),
@@ -150,7 +155,7 @@ impl AttentionLayerConfig {
 }
 
 /// Tensors beside q, k and v that a layer can make of what it owns.
-const OWNED: [&str; 4] = ["type_logits", "gates", "codebook", "codebook_q"];
+const OWNED: [&str; 5] = ["type_logits", "gates", "codebook", "codebook_q", "mix"];
 
 /// How projections fall into heads.
 #[derive(Debug, Clone, Copy)]
@@ -197,6 +202,8 @@ pub struct AttentionLayer {
     pub codebook: Option<Codebook>,
     /// Codewords of queries, read by a mechanism that quantises them.
     pub codebook_q: Option<Codebook>,
+    /// Shares of query heads between two mechanisms, before a sigmoid, `[H]`; they start alike.
+    pub mix: Option<Param<Tensor<1>>>,
     #[module(skip)]
     heads: Heads,
     #[module(skip)]
@@ -511,6 +518,9 @@ impl AttentionLayer {
         }
         if let Some(gates) = self.gates.as_ref().filter(|_| how.reads("gates")) {
             how = gates.attention(of_queries.clone(), how)?;
+        }
+        if let Some(mix) = self.mix.as_ref().filter(|_| how.reads("mix")) {
+            how = how.mix(mix.val());
         }
         for (codebook, tensor) in [(&self.codebook, "codebook"), (&self.codebook_q, "codebook_q")] {
             if let Some(codebook) = codebook.as_ref().filter(|_| how.reads(tensor)) {
