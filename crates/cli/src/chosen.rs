@@ -15,6 +15,19 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// `local.window` as an option of `local+vq`, where that is the only mechanism that has such an option and none is called `local`.
+    fn of_a_part(&self, chosen: &[Chosen]) -> Self {
+        let Some(part) = self.mechanism.as_ref().filter(|part| chosen.iter().all(|chosen| chosen.name() != part.as_str())) else {
+            return self.clone();
+        };
+        let key = format!("{part}.{}", self.key);
+        let mut owners = chosen.iter().filter(|chosen| chosen.settable().iter().any(|option| option.name == key));
+        match (owners.next(), owners.next()) {
+            (Some(owner), None) => Setting { mechanism: Some(owner.name().to_owned()), key, value: self.value.clone() },
+            _ => self.clone(),
+        }
+    }
+
     /// Whether it names this mechanism.
     pub fn is_of(&self, name: &str) -> bool {
         self.mechanism.as_deref() == Some(name)
@@ -51,6 +64,7 @@ impl Chosen {
             return Err(Failure::Usage(format!("mechanism {name} is named twice")));
         }
         for setting in settings {
+            let setting = &setting.of_a_part(&chosen);
             Chosen::target(&mut chosen, setting)?.set(setting)?;
         }
         Ok(chosen)
@@ -71,6 +85,7 @@ impl Chosen {
         let mut chosen = vec![Chosen::named(mechanism)?];
         chosen.extend(reducer.map(Chosen::reducer).transpose()?);
         for setting in settings {
+            let setting = &setting.of_a_part(&chosen);
             Chosen::target(&mut chosen, setting)?.set(setting)?;
         }
         let mut parts = chosen.into_iter();
@@ -117,14 +132,6 @@ impl Chosen {
     /// What it is given beside q, k and v where there is a choice.
     pub fn reads_first(&self) -> &'static [&'static str] {
         self.about().needs.first().copied().unwrap_or_default()
-    }
-
-    /// An integer option: as set, or its default; 0 where it has none.
-    pub fn integer(&self, key: &str) -> usize {
-        let default = self.settable().iter().find(|option| option.name == key).map_or("0", |option| option.default);
-        let written = self.written(key).unwrap_or(default);
-        let (digits, factor) = written.strip_suffix('k').map_or((written, 1), |digits| (digits, 1024));
-        digits.parse().map_or(0, |number: usize| number * factor)
     }
 
     /// Refuses a form that it does not have.

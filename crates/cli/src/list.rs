@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 /// List the mechanisms and reducers with their options and tensors
 #[derive(Args)]
-#[command(after_help = "Example:\n  regard list --json")]
+#[command(
+    after_help = "Two mechanisms go together as local+vq (merged by log-sum-exp), local/linear (heads split) or\nlocal~linear (a learned share each); their options are local.window and so on.\n\nExample:\n  regard list --json"
+)]
 pub struct List {
     #[command(flatten)]
     json: Json,

@@ -69,6 +69,34 @@ fn clusters_attend_as_defined() {
     assert!(agree(learned, "--mechanism clustered --gradients").names().contains(&"dthreshold"));
 }
 
+fn codebook(dtype: Dtype) -> Bundle {
+    square(dtype).floats("codebook", dtype, &[2, 5, 8], &normals(43, 2 * 5 * 8))
+}
+
+fn shares(dtype: Dtype) -> Bundle {
+    square(dtype).floats("mix", dtype, &[4], &[0.5, -0.75, 0.0, 2.0])
+}
+
+#[test]
+fn two_mechanisms_together_attend_as_defined() {
+    let merged = agree(codebook, "--mechanism local+vq --gradients --causal --set local.window=4 --set scale=0.3");
+    assert_eq!(merged.names(), ["codes", "dk", "dq", "dv", "lse", "o"]);
+    agree(codebook, "--mechanism local+vq --gradients --set local+vq.local.window=4");
+    let split = agree(square, "--mechanism local/linear --gradients --causal --set local.window=4 --set local.scale=0.3 --set split=1");
+    assert_eq!(split.names(), ["dk", "dq", "dv", "o"]);
+    let summed = agree(shares, "--mechanism local~linear --gradients --set local.window=4");
+    assert_eq!(summed.names(), ["dk", "dmix", "dq", "dv", "o"]);
+    for (make, arguments) in
+        [(codebook as fn(Dtype) -> Bundle, "local+vq --set vq.block=4"), (square, "local/linear"), (shares, "local~linear")]
+    {
+        let desk = Desk::with(&make(Dtype::F32));
+        let arguments = format!("--mechanism {arguments} --causal --set local.window=4");
+        let (whole, steps) = (desk.results(&arguments).values("o"), desk.results(&format!("{arguments} --step")).values("o"));
+        let off = whole.iter().zip(&steps).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+        assert!(off <= 1e-5, "{arguments}: {off}");
+    }
+}
+
 #[test]
 fn steps_are_the_rows_of_the_whole() {
     for (make, arguments) in

@@ -44,6 +44,28 @@ fn every_mechanism_runs_at_every_length_in_every_form() {
 }
 
 #[test]
+fn two_mechanisms_together_are_swept_with_options_of_both() {
+    let yaml = "
+mechanisms: [local+vq: {local.window: 16, vq.codebook_size: 8, vq.block: 32}, local/linear, local~gated_linear, linear, gated_linear, clustered, vq, vq_qk]
+lengths: [128]
+passes: [forward, backward, decode]
+forms: [causal]
+heads: 2
+head_dim: 16
+runs: 1
+";
+    let (json, _) = swept(&Desk::new(), yaml);
+    let results = json["results"].as_array().unwrap();
+    let merged: Vec<&Value> = results.iter().filter(|result| result["mechanism"] == "local+vq").collect();
+    assert_eq!(merged.len(), 3);
+    assert_eq!((&merged[0]["options"]["local.window"], &merged[0]["options"]["vq.block"]), (&Value::from(16), &Value::from(32)));
+    for result in results {
+        assert!(result["error"]["max_abs"].as_f64().is_some_and(|error| error < 1e-3), "{result}");
+        assert!(result["ceiling_fraction"].as_f64().unwrap() < 1.0, "{result}");
+    }
+}
+
+#[test]
 fn times_that_were_not_measured_say_so() {
     let (json, _) = swept(&Desk::new(), SMALL);
     for result in json["results"].as_array().unwrap() {

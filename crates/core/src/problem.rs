@@ -276,7 +276,7 @@ pub(crate) fn expect(tensor: &'static str, found: [usize; 4], expected: [usize; 
 /// Where a forward pass writes.
 #[derive(Debug)]
 pub struct Output<'a> {
-    /// `[B, H, N, Dv]`, of q's dtype.
+    /// `[B, H, N, Dv]`, of q's dtype, or in f32 what would be rounded to it.
     pub o: ViewMut<'a>,
     /// Natural log-sum-exp of the visible scores, `[B, H, N]`; -inf where a query sees nothing.
     pub lse: Option<&'a mut [f32]>,
@@ -285,7 +285,7 @@ pub struct Output<'a> {
 impl Output<'_> {
     pub(crate) fn check(&self, dims: &Dims, dtype: &'static str) -> Result<(), Error> {
         expect("o", self.o.shape(), [dims.batch, dims.heads, dims.queries, dims.dv])?;
-        if self.o.dtype() != dtype {
+        if ![dtype, "f32"].contains(&self.o.dtype()) {
             return Err(Error::Dtype { tensor: "o", found: self.o.dtype(), expected: dtype });
         }
         check_flat("lse", self.lse.as_deref(), dims.batch * dims.heads * dims.queries)

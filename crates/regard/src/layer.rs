@@ -10,7 +10,7 @@ use crate::reduce::{Reducer, Shown, mean_keys};
 use crate::rows::{self, Activation, Rotary, Turns};
 use crate::{Attention, Dropout, Error, Mechanism, Packed, Pass, attention, attention_scored, attention_traced, door, penalty};
 use burn::config::Config;
-use burn::module::{Initializer, Module};
+use burn::module::{Initializer, Module, Param};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor, TensorData};
 use regard_core::mechanism::Trace;
@@ -61,6 +61,9 @@ pub struct AttentionLayerConfig {
     /// Codewords of queries for each query head, for the mechanism `vq_qk`; no codebook without it.
     #[config(default = "None")]
     pub codebook_q: Option<usize>,
+    /// Whether the layer learns the shares of two mechanisms in every query head, for sums such as `local~linear`.
+    #[config(default = false)]
+    pub mix: bool,
     /// How projections start.
     #[config(default = "Initializer::KaimingUniform{gain:1.0/3.0f64.sqrt(), fan_out_only:false}")]
     pub initializer: Initializer,
@@ -90,6 +93,7 @@ impl AttentionLayerConfig {
             gates: self.gates || needs.contains(&"gates"),
             codebook: codewords("codebook").or(self.codebook),
             codebook_q: codewords("codebook_q").or(self.codebook_q),
+            mix: self.mix || needs.contains(&"mix"),
             ..self
         }
     }
@@ -119,6 +123,7 @@ impl AttentionLayerConfig {
             gates: self.gates.then(|| GateProjection::new(self.d_model, [heads.queries, heads.width], device)),
             codebook,
             codebook_q,
+            mix: self.mix.then(|| Param::from_tensor(Tensor::zeros([heads.queries], device))),
             heads,
             rotary: None,
             attention: Attention::full(),
@@ -152,7 +157,7 @@ impl AttentionLayerConfig {
 }
 
 /// Tensors beside q, k and v that a layer can make of what it owns.
-const OWNED: [&str; 4] = ["type_logits", "gates", "codebook", "codebook_q"];
+const OWNED: [&str; 5] = ["type_logits", "gates", "codebook", "codebook_q", "mix"];
 
 /// How projections fall into heads.
 #[derive(Debug, Clone, Copy)]
@@ -199,6 +204,8 @@ pub struct AttentionLayer {
     pub codebook: Option<Codebook>,
     /// Codewords of queries, read by a mechanism that quantises them.
     pub codebook_q: Option<Codebook>,
+    /// Shares of query heads between two mechanisms, before a sigmoid, `[H]`; they start alike.
+    pub mix: Option<Param<Tensor<1>>>,
     #[module(skip)]
     heads: Heads,
     #[module(skip)]
@@ -589,6 +596,9 @@ impl AttentionLayer {
         }
         if let Some(gates) = self.gates.as_ref().filter(|_| how.reads("gates")) {
             how = gates.attention(of_queries.clone(), how)?;
+        }
+        if let Some(mix) = self.mix.as_ref().filter(|_| how.reads("mix")) {
+            how = how.mix(mix.val());
         }
         for (codebook, tensor) in [(&self.codebook, "codebook"), (&self.codebook_q, "codebook_q")] {
             if let Some(codebook) = codebook.as_ref().filter(|_| how.reads(tensor)) {

@@ -1,6 +1,9 @@
 //! Mechanisms whose time grows with length, against the same formulas in tensor operations under Burn's autodiff.
 
+mod common;
+
 use burn::tensor::{Device, Distribution, Tensor, activation};
+use common::factored::{Draw, everything};
 use regard::mechanism::{GatedLinear, Hyper, Linear, Mechanism, Vq, VqQk};
 use regard::{Attention, attention};
 
@@ -115,6 +118,16 @@ fn hashed_attention_takes_planes_and_is_exact_in_one_block() {
     alike(ours, softmax_over(q.clone(), shared(&k), shared(&v)), &[&q, &k, &v]);
 }
 
+/// Kernels against tensor operations, on padded and on packed sequences.
+#[test]
+fn tensor_operations_give_what_kernels_give() {
+    let device = Device::flex().autodiff();
+    for (at, how) in everything().into_iter().enumerate() {
+        let draw = Draw::new(at as u64);
+        draw.check(&draw.run(&device, &how), &draw.run(&device, &how.clone().unfused()), &format!("{at}: {how:?}"));
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused_with_its_numbers() {
     let device = Device::flex();
@@ -129,6 +142,6 @@ fn what_does_not_fit_is_refused_with_its_numbers() {
     refused(gated, &["gates"]);
     refused(Attention::causal().mechanism(Vq::default()).codebook(normal([1, 9, 6], &device)), &["codebook", "6", "8"]);
     refused(Attention::causal().mechanism(Mechanism::by_name("vq_qk").unwrap()), &["codebook"]);
-    let elsewhere = Attention::causal().mechanism(Linear::default()).unfused();
-    refused(elsewhere, &["linear", "CPU"]);
+    let elsewhere = Attention::causal().mechanism(Hyper { block: 4, min_len: 8, ..Hyper::default() }).unfused();
+    refused(elsewhere, &["hyper", "CPU"]);
 }

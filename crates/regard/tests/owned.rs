@@ -7,7 +7,7 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation};
 use common::learned::{apart, largest};
 use common::{Random, tensor, values};
-use regard::mechanism::{GatedLinear, Hyper, Linear, Mechanism, Vq, VqQk};
+use regard::mechanism::{GatedLinear, Hyper, Linear, Local, Mechanism, Vq, VqQk};
 use regard::modules::{Codebook, GateProjection};
 use regard::{Attention, AttentionLayer, AttentionLayerConfig, LayerInput, Packed, Pass, attention, attention_traced};
 
@@ -35,14 +35,29 @@ fn layer(mechanism: impl Into<Mechanism>) -> AttentionLayer {
     config.init(&device()).unwrap().attention(Attention::causal().mechanism(mechanism))
 }
 
-/// Every mechanism whose time grows with length, with few codes and short blocks.
-fn mechanisms() -> [Mechanism; 5] {
+/// Two mechanisms together, with a short window and few codes.
+fn joined(name: &str) -> Mechanism {
+    let mut mechanism = Mechanism::by_name(name).unwrap();
+    for (option, value) in [("local.window", "4"), ("vq.codebook_size", "6"), ("vq.block", "8")] {
+        if mechanism.about().options.iter().any(|about| about.name == option) {
+            mechanism.set(option, value).unwrap();
+        }
+    }
+    mechanism
+}
+
+/// Every mechanism whose time grows with length, with few codes and short blocks, and some of them together.
+fn mechanisms() -> [Mechanism; 9] {
     [
         Linear::default().into(),
         GatedLinear::default().into(),
         Vq { codebook_size: 6, block: 8, ..Vq::default() }.into(),
         VqQk { codebook_size_q: 5, codebook_size_k: 6, block: 8, ..VqQk::default() }.into(),
         Hyper { block: 8, samples: 4, min_len: 16, ..Hyper::default() }.into(),
+        joined("local+vq"),
+        joined("local/linear"),
+        joined("local~gated_linear"),
+        joined("linear/vq"),
     ]
 }
 
@@ -167,11 +182,13 @@ fn every_mechanism_trains_and_infers_inside_a_layer() {
         let (y, aside) = fresh.forward_packed_training(&x, None, TRAINING, 0.0).unwrap();
         assert!(values(y.x().clone()).iter().chain(&before).all(|x| x.is_finite()), "{name}");
         assert_eq!(y.offsets(), x.offsets());
-        let quantises = name.starts_with("vq");
+        let quantises = name.contains("vq");
         assert_eq!(aside.codes.keys.is_some(), quantises, "{name}");
-        assert_eq!(values(aside.loss.clone())[0] > 0.0, name == "vq", "{name}");
+        assert_eq!(values(aside.loss.clone())[0] > 0.0, quantises && name != "vq_qk", "{name}");
         if let Some(keys) = &aside.codes.keys {
-            assert_eq!(keys.counts.iter().sum::<u64>(), 2 * 61, "{name}");
+            // Of one kv head of two, where the other is another mechanism's.
+            let heads = if name.contains('/') { 1 } else { 2 };
+            assert_eq!(keys.counts.iter().sum::<u64>(), heads * 61, "{name}");
         }
         let gradients = (y.into_x().powi_scalar(2).sum() + aside.loss).backward();
         for (part, weight) in [("query", &fresh.query.weight), ("key", &fresh.key.weight), ("value", &fresh.value.weight)] {
@@ -181,6 +198,33 @@ fn every_mechanism_trains_and_infers_inside_a_layer() {
         let trained = step(fresh, &x, 0);
         let after = values(trained.forward_packed(&x, None, Pass::default()).unwrap().into_x());
         assert!(after.iter().all(|x| x.is_finite()) && apart(&before, &after) > 1e-4, "{name}");
+    }
+}
+
+#[test]
+fn shares_of_two_mechanisms_learn_from_half_and_half() {
+    let (layer, x) = (layer(joined("local~linear")), normal(&mut Random::new(12), [2, 20, 16]));
+    let mix = layer.mix.as_ref().unwrap();
+    assert_eq!(values(mix.val()), [0.0; 4]);
+    let y = layer.forward(x.clone()).unwrap();
+    let alone = |name: &str| {
+        let how =
+            Attention::causal().mechanism(if name == "local" { Local { window: 4, ..Local::default() }.into() } else { joined(name) });
+        layer.clone().attention(how).forward(x.clone()).unwrap()
+    };
+    near("y", &values(y.clone()), &values((alone("local") + alone("linear")) * 0.5));
+    // The slope of a share by the difference of two close ones.
+    let loss = |y: Tensor<3>| values(y.powi_scalar(2).sum())[0];
+    let slopes = values(mix.grad(&y.powi_scalar(2).sum().backward()).unwrap());
+    for h in 0..4 {
+        let moved = |by: f32| {
+            let mut layer = layer.clone();
+            let shares: Vec<f32> = (0..4).map(|at| if at == h { by } else { 0.0 }).collect();
+            layer.mix = layer.mix.map(|mix| mix.map(|_| Tensor::from_floats(shares.as_slice(), &device())));
+            loss(layer.forward(x.clone()).unwrap())
+        };
+        let difference = (moved(0.05) - moved(-0.05)) / 0.1;
+        assert!((slopes[h] - difference).abs() <= 1e-2 * largest(&slopes), "{h}: {} and {difference}", slopes[h]);
     }
 }
 

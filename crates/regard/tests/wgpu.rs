@@ -34,6 +34,15 @@ fn mechanisms_that_choose_keep_the_budget() {
     }
 }
 
+/// Codes are chosen on the host from what is read back; against the kernels on the CPU.
+#[test]
+fn mechanisms_whose_time_grows_with_length_give_what_kernels_give() {
+    for (at, how) in common::factored::everything().into_iter().enumerate() {
+        let draw = common::factored::Draw::new(at as u64);
+        draw.check(&draw.run(&device(), &how), &draw.run(&Device::flex().autodiff(), &how), &format!("{at}: {how:?}"));
+    }
+}
+
 #[test]
 fn scores_and_their_gradients_are_those_of_the_kernels() {
     let random = &mut Random::new(17);

@@ -3,7 +3,7 @@
 use super::{Call, Named, integers, step};
 use crate::attend::inputs::Loaded;
 use crate::tensor::{Float, Tensor};
-use regard_core::mechanism::Plan;
+use regard_core::mechanism::{OptionAbout, Plan};
 use regard_core::oracle::Oracle;
 use regard_core::{Dims, Error};
 
@@ -19,9 +19,10 @@ pub fn attend(call: &Call<'_>, mut loaded: Loaded) -> Result<Vec<Named>, Error> 
     let plan = call.chosen.mechanism.plan(&inputs, &choices, call.pass)?;
     let mut oracle = plan.oracle();
     doubles.put_into(oracle.as_mut());
-    for option in ["scale", "softcap"] {
-        if let Some(value) = call.chosen.written(option).and_then(|text| text.parse().ok()) {
-            oracle.refine(option, value);
+    let exact = |option: &&OptionAbout| ["scale", "softcap"].contains(&option.name.rsplit('.').next().unwrap_or_default());
+    for option in call.chosen.about().options.iter().filter(exact) {
+        if let Some(value) = call.chosen.written(option.name).and_then(|text| text.parse().ok()) {
+            oracle.refine(option.name, value);
         }
     }
 
@@ -55,6 +56,7 @@ fn shape_of(name: &str, loaded: &Loaded) -> Option<Vec<usize>> {
         "dtype_logits" => shape(&loaded.type_logits),
         "dthreshold" => shape(&loaded.threshold),
         "dgates" => shape(&loaded.gates),
+        "dmix" => shape(&loaded.mix),
         _ => None,
     }
 }

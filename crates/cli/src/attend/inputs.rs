@@ -37,6 +37,8 @@ pub struct Loaded {
     pub type_logits: Option<Tensor>,
     /// `[H]`.
     pub threshold: Option<Tensor>,
+    /// `[H]`.
+    pub mix: Option<Tensor>,
     /// `[B, N]`.
     pub gate_logits: Option<Tensor>,
     /// `[B, H, N, Dk]`.
@@ -85,6 +87,7 @@ impl Loaded {
                 .transpose()?
                 .flatten(),
             threshold: reader.floats("threshold", &[heads], &own_or_f32)?,
+            mix: reader.floats("mix", &[heads], &own_or_f32)?,
             gate_logits: reader.floats("gate_logits", &[batch, queries], &own_or_f32)?,
             gates: reader.floats("gates", &[batch, heads, queries, dk], &own_or_f32)?,
             codebook: reader.shared("codebook", &[Some(kv_heads), None, Some(dk)])?,
@@ -117,6 +120,7 @@ impl Loaded {
             types: self.types.clone(),
             type_logits: flat(&self.type_logits),
             threshold: flat(&self.threshold),
+            mix: flat(&self.mix),
             gate_logits: flat(&self.gate_logits),
             gates: self.gates.as_ref().map(head),
             codebook: flat(&self.codebook),
@@ -133,15 +137,15 @@ impl Loaded {
 
     /// Everything but q, k, v and do that gradients may be of, by name, where it is there.
     pub fn learned(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
-        let Loaded { x, key_bias, bias, type_logits, threshold, gates, .. } = self;
-        let learned = [("type_logits", type_logits), ("threshold", threshold), ("gates", gates)];
+        let Loaded { x, key_bias, bias, type_logits, threshold, gates, mix, .. } = self;
+        let learned = [("type_logits", type_logits), ("threshold", threshold), ("gates", gates), ("mix", mix)];
         let all = [("x", x), ("key_bias", key_bias), ("bias", bias)].into_iter().chain(learned);
         all.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_mut()?)))
     }
 
     /// Turns what kernels take as slices into f32.
     pub fn narrow(&mut self) {
-        for (_, tensor) in self.learned().filter(|(name, _)| ["key_bias", "type_logits", "threshold"].contains(name)) {
+        for (_, tensor) in self.learned().filter(|(name, _)| ["key_bias", "type_logits", "threshold", "mix"].contains(name)) {
             *tensor = std::mem::replace(tensor, Tensor::zeros(Float::F32, &[0])).converted(Float::F32);
         }
     }
@@ -156,6 +160,7 @@ impl Loaded {
         inputs.types = self.types.as_deref();
         inputs.type_logits = self.type_logits.as_ref().map(Tensor::as_f32);
         inputs.threshold = self.threshold.as_ref().map(Tensor::as_f32);
+        inputs.mix = self.mix.as_ref().map(Tensor::as_f32);
         inputs.gates = viewed(&self.gates, "gates")?;
         inputs.codebook = viewed(&self.codebook, "codebook")?;
         inputs.codebook_q = viewed(&self.codebook_q, "codebook_q")?;

@@ -54,6 +54,7 @@ fn gradients(
     let mut dx = single(&loaded.x, learns("dx"));
     let mut dtype_logits = single(&loaded.type_logits, learns("dtype_logits"));
     let mut dthreshold = single(&loaded.threshold, learns("dthreshold"));
+    let mut dmix = single(&loaded.mix, learns("dmix"));
     let mut dgates =
         loaded.gates.as_ref().filter(|_| learns("dgates")).map(|gates| Tensor::zeros(gates.float().unwrap_or(Float::F32), &gates.shape));
     let heads = regard_core::Gradients {
@@ -69,6 +70,7 @@ fn gradients(
         dtype_logits: dtype_logits.as_mut().map(Tensor::as_f32_mut),
         dthreshold: dthreshold.as_mut().map(Tensor::as_f32_mut),
         dgates: dgates.as_mut().map(|dgates| dgates.view_mut("dgates")).transpose()?,
+        dmix: dmix.as_mut().map(Tensor::as_f32_mut),
     };
     plan.backward(saved, &mut gradients, call.par)?;
     let mut results = vec![("dq", dq), ("dk", dk), ("dv", dv)];
@@ -82,6 +84,7 @@ fn gradients(
         ("dtype_logits", dtype_logits),
         ("dthreshold", dthreshold),
         ("dgates", dgates),
+        ("dmix", dmix),
     ];
     for (name, tensor) in rest {
         let float = own.iter().find(|(own, _)| *own == &name[1..]).map(|(_, float)| *float);

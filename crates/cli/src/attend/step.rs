@@ -80,6 +80,7 @@ struct Slice<'a> {
     types: Option<Vec<i64>>,
     type_logits: Option<Vec<f32>>,
     gates: Option<View<'a>>,
+    mix: Option<&'a [f32]>,
     codebook: Option<View<'a>>,
     codebook_q: Option<View<'a>>,
 }
@@ -93,6 +94,7 @@ impl Slice<'_> {
             types: self.types.as_deref(),
             type_logits: self.type_logits.as_deref(),
             gates: self.gates,
+            mix: self.mix,
             codebook: self.codebook,
             codebook_q: self.codebook_q,
             ..Tokens::new(self.k, self.v)
@@ -139,6 +141,7 @@ impl<'a> Steps<'a> {
             types: self.columns(loaded.types.as_deref(), 1, &range),
             type_logits: self.columns(flat(&loaded.type_logits), 3, &range),
             gates: loaded.gates.as_ref().map(|gates| gates.part(start, [1, heads, range.len(), dk], "gates")).transpose()?,
+            mix: flat(&loaded.mix),
             codebook: loaded.codebook.as_ref().map(|codebook| codebook.view("codebook")).transpose()?,
             codebook_q: loaded.codebook_q.as_ref().map(|codebook| codebook.view("codebook_q")).transpose()?,
         })

@@ -5,7 +5,7 @@ use crate::failure::{Failure, warn};
 use crate::files::Archive;
 
 /// Every tensor that some mechanism reads beside q, k, v.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "key_bias",
     "bias",
     "mask",
@@ -24,6 +24,7 @@ const KNOWN: [&str; 19] = [
     "codebook_q",
     "hyperplanes",
     "threshold",
+    "mix",
     "gate_logits",
 ];
 /// May stand in any file.

@@ -57,10 +57,12 @@ pub fn sample(dims: &Dims) -> Vec<At> {
 
 /// How far some rows of `o` are from a definition; none where it has no single rows.
 pub fn of_forward(definition: &dyn Oracle, o: View<'_>, rows: &[At]) -> Option<Differences> {
-    let row_of = |&[b, h, i]: &At| definition.rows([b, h], &[i]).map(|mut found| found.remove(0));
-    let expected: Vec<ForwardRow> = rows.par_iter().map(row_of).collect::<Option<_>>()?;
+    // Rows of one head together: what they have in common is computed once.
+    let of_head = |rows: &&[At]| definition.rows([rows[0][0], rows[0][1]], &rows.iter().map(|at| at[2]).collect::<Vec<_>>());
+    let heads: Vec<&[At]> = rows.chunk_by(|a, b| a[..2] == b[..2]).collect();
+    let expected: Vec<Vec<ForwardRow>> = heads.par_iter().map(of_head).collect::<Option<_>>()?;
     let mut differences = Differences::default();
-    for (&at, expected) in rows.iter().zip(&expected) {
+    for (&at, expected) in rows.iter().zip(expected.iter().flatten()) {
         differences.add(row(o, at), &expected.o);
     }
     Some(differences)

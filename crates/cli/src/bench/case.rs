@@ -148,6 +148,7 @@ impl Case<'_> {
         inputs.gates = view(&heads.beside.gates, "gates")?;
         inputs.codebook = view(&heads.beside.codebook, "codebook")?;
         inputs.codebook_q = view(&heads.beside.codebook_q, "codebook_q")?;
+        inputs.mix = heads.beside.mix.as_deref().filter(|_| reads("mix"));
         inputs.types = heads.beside.types.as_deref().filter(|_| reads("types"));
         Ok(inputs)
     }
@@ -187,7 +188,9 @@ impl Case<'_> {
         let triangle = self.causal && seen == (batch * heads) as u64 * (n as u64 * (n as u64 + 1) / 2) && n > 1;
         let pairs = if triangle { (batch * heads) as f64 * (n as f64).powi(2) / 2.0 } else { seen as f64 };
         let factor = if self.phase == Phase::Backward { 3.5 } else { 1.0 };
-        let bytes = seen as f64 / dims.group() as f64 * ((dk + dv) * self.source.float.bytes()) as f64;
+        // However often a mechanism meets a key, it reads it once.
+        let read = (seen as f64 / dims.group() as f64).min((batch * dims.kv_heads * dims.keys) as f64);
+        let bytes = read * ((dk + dv) * self.source.float.bytes()) as f64;
         Work { pairs: seen as f64, flops: factor * 2.0 * (dk + dv) as f64 * pairs, bytes }
     }
 

@@ -75,6 +75,8 @@ pub struct Beside {
     pub codebook: Option<Tensor>,
     /// Codewords `[1, H, S, Dk]`: queries likewise.
     pub codebook_q: Option<Tensor>,
+    /// Shares of heads before a sigmoid `[H]`: normal numbers.
+    pub mix: Option<Vec<f32>>,
 }
 
 /// Tensors beside q, k and v that are to be made, and how many codewords a codebook has.
@@ -193,6 +195,11 @@ impl Source {
             Draw::new(self.seed, [7, bh, n]).add_normals(1.0, row);
             row.iter_mut().for_each(|x| *x = -(-*x).exp().ln_1p() / GATE_TEMPERATURE);
         };
+        let shares = || {
+            let mut shares = vec![0.0; h];
+            Draw::new(self.seed, [8, 0, 0]).add_normals(1.0, &mut shares);
+            shares
+        };
         let wants = |tensor| self.wanted.tensors.contains(&tensor);
         let [codewords, codewords_q] = self.wanted.codewords;
         Beside {
@@ -201,6 +208,7 @@ impl Source {
             gates: wants("gates").then(|| filled(self.float, [batch, h, length, dk], gate)),
             codebook: wants("codebook").then(|| spaced(&heads.k, codewords)),
             codebook_q: wants("codebook_q").then(|| spaced(&heads.q, codewords_q)),
+            mix: wants("mix").then(shares),
         }
     }
 }

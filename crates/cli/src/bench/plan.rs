@@ -66,8 +66,8 @@ impl Plan {
     /// Tells the sources what the mechanisms read beside q, k and v.
     pub fn want(&mut self) {
         let tensors = self.chosen.iter().flat_map(|chosen| chosen.reads_first().iter().copied()).collect();
-        let most = |names: &[&str]| self.chosen.iter().flat_map(|chosen| names.iter().map(|name| chosen.integer(name))).max().unwrap_or(0);
-        let wanted = Wanted { tensors, codewords: [most(&["codebook_size", "codebook_size_k"]), most(&["codebook_size_q"])] };
+        let most = |tensor| self.chosen.iter().filter_map(|chosen| chosen.mechanism.codewords(tensor)).max().unwrap_or(0);
+        let wanted = Wanted { tensors, codewords: [most("codebook"), most("codebook_q")] };
         for source in self.captured.iter_mut().chain([&mut self.source]) {
             source.wanted = wanted.clone();
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 impl Coded<'_> {
     /// The codewords of queries, where there are fewer than queries and all of one code see the same keys.
-    fn fewer_queries(&self) -> Option<&[Codewords]> {
+    pub(super) fn fewer_queries(&self) -> Option<&[Codewords]> {
         match &self.queries {
             Queries::Codes { codewords, .. } if !self.rule.causal && codewords[0].count() < self.dims.queries => Some(codewords),
             _ => None,

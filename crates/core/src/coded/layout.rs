@@ -140,16 +140,13 @@ impl Sequence {
             .collect()
     }
 
-    /// Pairs that see each other.
-    pub(crate) fn pairs(&self, rule: &Rule) -> u64 {
-        let all = self.keys.len() as i64;
-        let gap = rule.gap.min(1 << 40) as i64;
-        let seen = |p: i64| match (rule.causal, rule.gap) {
-            (true, _) => (p + 1 - gap).clamp(0, all),
-            (false, 0) => all,
-            (false, _) => (p + 1 - gap).clamp(0, all) + (all - (p + gap)).clamp(0, all),
+    /// Pairs of queries and keys that stand in one block's table.
+    pub(crate) fn near(&self, rule: &Rule) -> usize {
+        let of = |number| {
+            let block = self.block(rule, number);
+            block.rows.len() * block.near.iter().map(|near| near.keys().len()).sum::<usize>()
         };
-        (0..self.queries.len() as i64).map(|i| seen(self.first + i) as u64).sum()
+        self.blocks(rule).map(of).sum()
     }
 }
 

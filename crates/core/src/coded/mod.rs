@@ -57,9 +57,25 @@ impl Coded<'_> {
         Ok(())
     }
 
-    /// Pairs that see each other.
+    /// Pairs of queries and keys that would cost as much: logits and sums by codewords, near keys one by one, and the search for codes.
     pub(crate) fn pairs(&self) -> u64 {
-        self.dims.heads as u64 * self.sequences.iter().map(|sequence| sequence.pairs(&self.rule)).sum::<u64>()
+        let Dims { heads, kv_heads, dk, dv, .. } = self.dims;
+        let codes = self.codewords.first().map_or(0, Codewords::count);
+        let [codes_q, attending] = match &self.queries {
+            Queries::Rows(_) => [0, 0],
+            Queries::Codes { codewords, .. } => {
+                [codewords[0].count(), if self.fewer_queries().is_some() { codewords[0].count() } else { 0 }]
+            }
+        };
+        let of = |sequence: &Sequence| {
+            let (n, m) = (sequence.queries.len(), sequence.keys.len() * kv_heads / heads);
+            // Half of a block's near keys are seen by a query on average.
+            let near: usize = sequence.near(&self.rule) / 2;
+            let logits = if codes_q == 0 { n * codes } else { n * codes_q + codes_q * codes };
+            let rows = if attending == 0 { n } else { attending };
+            (logits + m * codes) * dk + (rows * codes + near + m) * dv
+        };
+        (self.sequences.iter().map(of).sum::<usize>() * heads / (dk + dv)) as u64
     }
 
     /// Products of a pass per value of a row, were it all to do.

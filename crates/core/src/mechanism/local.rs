@@ -45,7 +45,7 @@ impl Config for Local {
         traces: &["lse", "received"],
         limit: Some(Limit { options: &[("window", "1000000")], tensors: &[], codebooks: &[] }),
         steps_are_exact: false,
-        trial: &[],
+        trial: &[("window", "7")],
     };
 
     type Choices = ();
@@ -80,6 +80,10 @@ impl Config for Local {
 
     fn start(&self) -> Result<Cache<Self>, Error> {
         Ok(Cache::new(self.clone()))
+    }
+
+    fn near(&self) -> Option<usize> {
+        (self.sinks == 0).then_some(self.window)
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Tokens<'a> {
     pub codebook: Option<View<'a>>,
     /// Codewords of queries, `[1, H, S, Dk]`, the same with every token.
     pub codebook_q: Option<View<'a>>,
+    /// Shares of query heads between two mechanisms before a sigmoid, `[H]`, the same with every token.
+    pub mix: Option<&'a [f32]>,
 }
 
 impl<'a> Tokens<'a> {
@@ -46,6 +48,7 @@ impl<'a> Tokens<'a> {
             gates: None,
             codebook: None,
             codebook_q: None,
+            mix: None,
         }
     }
 

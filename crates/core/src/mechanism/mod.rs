@@ -26,6 +26,7 @@ mod cache;
 mod carried;
 pub mod clustered;
 pub mod codes;
+pub mod combined;
 mod composition;
 mod exact;
 pub mod gated_linear;
@@ -41,7 +42,8 @@ pub mod vq_qk;
 
 pub use carried::Carried;
 pub use clustered::Clustered;
-pub use composition::Composition;
+pub use combined::Combined;
+pub use composition::{Coded, Composition, Decaying, Joined, Summed};
 pub use exact::Exact;
 pub use gated_linear::GatedLinear;
 pub use hyper::Hyper;
@@ -152,6 +154,8 @@ pub struct Inputs<'a> {
     pub codebook_q: Option<View<'a>>,
     /// Normals of hyperplanes, one a column, `[1, 1, Dk, bits]`.
     pub hyperplanes: Option<View<'a>>,
+    /// Shares of query heads between two mechanisms before a sigmoid, `[H]`.
+    pub mix: Option<&'a [f32]>,
 }
 
 impl<'a> Inputs<'a> {
@@ -173,6 +177,7 @@ impl<'a> Inputs<'a> {
             codebook: None,
             codebook_q: None,
             hyperplanes: None,
+            mix: None,
         }
     }
 
@@ -195,6 +200,7 @@ impl<'a> Inputs<'a> {
             ("codebook", self.codebook.is_some()),
             ("codebook_q", self.codebook_q.is_some()),
             ("hyperplanes", self.hyperplanes.is_some()),
+            ("mix", self.mix.is_some()),
         ];
         match given.into_iter().find(|(name, given)| *given && !about.tensors.contains(name)) {
             Some((tensor, _)) => Err(Error::Combination(format!("{} reads no {tensor}", about.name))),
@@ -227,6 +233,8 @@ pub struct Gradients<'a> {
     pub dthreshold: Option<&'a mut [f32]>,
     /// `[B, H, N, Dk]`.
     pub dgates: Option<ViewMut<'a>>,
+    /// `[H]`.
+    pub dmix: Option<&'a mut [f32]>,
 }
 
 impl Gradients<'_> {
@@ -237,6 +245,7 @@ impl Gradients<'_> {
             ("dtype_logits", self.dtype_logits.is_some()),
             ("dthreshold", self.dthreshold.is_some()),
             ("dgates", self.dgates.is_some()),
+            ("dmix", self.dmix.is_some()),
         ];
         asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name)
     }
@@ -298,7 +307,7 @@ pub trait Plan {
         Vec::new()
     }
 
-    /// Gradients it has beside those of q, k, v and biases, by name: `dx`, `dtype_logits`, `dthreshold`, `dgates`.
+    /// Gradients it has beside those of q, k, v and biases, by name: `dx`, `dtype_logits`, `dthreshold`, `dgates`, `dmix`.
     fn gradients(&self) -> Vec<&'static str> {
         Vec::new()
     }
@@ -325,6 +334,12 @@ pub trait Plan {
 
     /// Its definition in f64, given the choices.
     fn oracle(&self) -> Box<dyn Oracle>;
+
+    /// Its definition with the keys that it was told to leave out ([`Config::leave_out`]) as they are: what a merge with exact attention over
+    /// those comes to.
+    fn completed(&self) -> Option<Box<dyn Oracle>> {
+        None
+    }
 
     /// The one exact problem it comes to, if it does.
     fn problem(&self) -> Option<&Problem<'_>> {
@@ -415,6 +430,21 @@ pub trait Config: Default + Clone + std::fmt::Debug {
     fn commitment(&self) -> f32 {
         0.0
     }
+
+    /// The window, where what is read is the keys inside one, as they are, and nothing else.
+    fn near(&self) -> Option<usize> {
+        None
+    }
+
+    /// Leaves out the keys inside a window, if it can.
+    fn leave_out(&mut self, window: usize) {
+        let _ = window;
+    }
+
+    /// Whether keys inside a window are left out.
+    fn leaves_out(&self) -> bool {
+        false
+    }
 }
 
 /// Makes the enums of mechanisms, choices, plans and states, and everything that walks them.
@@ -423,25 +453,33 @@ macro_rules! mechanisms {
         /// Any mechanism of the list.
         #[derive(Debug, Clone)]
         pub enum Mechanism {
-            $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant)),+
+            $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant),)+
+            /// Two of them; see [`combined`].
+            Combined(Box<Combined>),
         }
 
         /// What a mechanism of the list chose.
         #[derive(Debug, Clone)]
         pub enum Choices {
-            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Choices)),+
+            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Choices),)+
+            /// Of two of them.
+            Combined(Box<combined::Chosen>),
         }
 
         /// A plan of a mechanism of the list.
         #[expect(clippy::large_enum_variant, reason = "one of them lives on the stack of a call")]
         pub enum Planned<'a> {
-            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Plan<'a>)),+
+            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Plan<'a>),)+
+            /// Of two of them.
+            Combined(Box<combined::Together<'a>>),
         }
 
         /// What a mechanism of the list remembers of one sequence.
         #[derive(Debug, Clone)]
         pub enum State {
-            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Memory)),+
+            $(#[doc = concat!("Of [`", stringify!($variant), "`].")] $variant(<$variant as Config>::Memory),)+
+            /// Of two of them.
+            Combined(Box<combined::Remembered>),
         }
 
         $(impl From<$variant> for Mechanism {
@@ -454,15 +492,15 @@ macro_rules! mechanisms {
             /// What the list says of each.
             pub const ALL: &'static [About] = &[$($variant::ABOUT),+];
 
-            /// The mechanism of that name with its defaults.
-            pub fn by_name(name: &str) -> Option<Self> {
+            /// The entry of the list of that name with its defaults.
+            fn listed(name: &str) -> Option<Self> {
                 $(if name == $variant::ABOUT.name { return Some(Mechanism::$variant($variant::default())); })+
                 None
             }
 
             /// What the list says of it.
             pub fn about(&self) -> &'static About {
-                match self { $(Mechanism::$variant(_) => const { &$variant::ABOUT }),+ }
+                match self { $(Mechanism::$variant(_) => const { &$variant::ABOUT },)+ Mechanism::Combined(both) => both.about() }
             }
 
             /// Sets one option from its written value.
@@ -470,7 +508,7 @@ macro_rules! mechanisms {
             /// # Errors
             /// If there is no such option, or the value is not one.
             pub fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
-                match self { $(Mechanism::$variant(config) => config.set(name, value)),+ }
+                match self { $(Mechanism::$variant(config) => config.set(name, value),)+ Mechanism::Combined(both) => both.set(name, value) }
             }
 
             /// Everything that is chosen on these inputs.
@@ -479,7 +517,10 @@ macro_rules! mechanisms {
             /// If the inputs do not fit.
             pub fn choose(&self, inputs: &Inputs<'_>, pass: Pass, par: Par) -> Result<Choices, Error> {
                 self.check(inputs)?;
-                match self { $(Mechanism::$variant(config) => Ok(Choices::$variant(config.choose(inputs, pass, par)?))),+ }
+                match self {
+                    $(Mechanism::$variant(config) => Ok(Choices::$variant(config.choose(inputs, pass, par)?)),)+
+                    Mechanism::Combined(both) => Ok(Choices::Combined(Box::new(both.choose(inputs, pass, par)?))),
+                }
             }
 
             /// What these choices come to on these inputs.
@@ -490,7 +531,9 @@ macro_rules! mechanisms {
                 self.check(inputs)?;
                 match (self, choices) {
                     $((Mechanism::$variant(config), Choices::$variant(choices)) => Ok(Planned::$variant(config.plan(inputs, choices, pass)?)),)+
-                    #[allow(unreachable_patterns, reason = "a list of one has no others")]
+                    (Mechanism::Combined(both), Choices::Combined(choices)) => {
+                        Ok(Planned::Combined(Box::new(both.plan(inputs, choices, pass)?)))
+                    }
                     _ => Err(Error::Combination(format!("these choices are not those of {}", self.about().name))),
                 }
             }
@@ -500,33 +543,51 @@ macro_rules! mechanisms {
             /// # Errors
             /// If the mechanism cannot step with its options.
             pub fn start(&self) -> Result<State, Error> {
-                match self { $(Mechanism::$variant(config) => Ok(State::$variant(config.start()?))),+ }
+                match self {
+                    $(Mechanism::$variant(config) => Ok(State::$variant(config.start()?)),)+
+                    Mechanism::Combined(both) => Ok(State::Combined(Box::new(both.start()?))),
+                }
             }
 
             /// Codewords of each head in a codebook, `codebook` or `codebook_q`, that is yet to be made.
             pub fn codewords(&self, tensor: &str) -> Option<usize> {
-                match self { $(Mechanism::$variant(config) => config.codewords(tensor)),+ }
+                match self { $(Mechanism::$variant(config) => config.codewords(tensor),)+ Mechanism::Combined(both) => both.codewords(tensor) }
             }
 
             /// What the mean squared distance of keys to their codewords weighs in the loss of training.
             pub fn commitment(&self) -> f32 {
-                match self { $(Mechanism::$variant(config) => config.commitment()),+ }
+                match self { $(Mechanism::$variant(config) => config.commitment(),)+ Mechanism::Combined(both) => both.commitment() }
+            }
+
+            /// See [`Config::near`].
+            fn near(&self) -> Option<usize> {
+                match self { $(Mechanism::$variant(config) => config.near(),)+ Mechanism::Combined(_) => None }
+            }
+
+            /// See [`Config::leave_out`].
+            fn leave_out(&mut self, window: usize) {
+                match self { $(Mechanism::$variant(config) => config.leave_out(window),)+ Mechanism::Combined(_) => {} }
+            }
+
+            /// See [`Config::leaves_out`].
+            fn leaves_out(&self) -> bool {
+                match self { $(Mechanism::$variant(config) => config.leaves_out(),)+ Mechanism::Combined(_) => false }
             }
         }
 
         impl<'a> Planned<'a> {
             fn any(&self) -> &(dyn Plan + 'a) {
-                match self { $(Planned::$variant(plan) => plan),+ }
+                match self { $(Planned::$variant(plan) => plan,)+ Planned::Combined(plan) => &**plan }
             }
         }
 
         impl State {
             fn any(&self) -> &dyn Memory {
-                match self { $(State::$variant(memory) => memory),+ }
+                match self { $(State::$variant(memory) => memory,)+ State::Combined(memory) => &**memory }
             }
 
             fn any_mut(&mut self) -> &mut dyn Memory {
-                match self { $(State::$variant(memory) => memory),+ }
+                match self { $(State::$variant(memory) => memory,)+ State::Combined(memory) => &mut **memory }
             }
         }
     };
@@ -534,7 +595,18 @@ macro_rules! mechanisms {
 
 mechanisms!(Exact, Local, Nats, Clustered, Linear, GatedLinear, Vq, VqQk, Hyper);
 
+impl From<Combined> for Mechanism {
+    fn from(both: Combined) -> Self {
+        Mechanism::Combined(Box::new(both))
+    }
+}
+
 impl Mechanism {
+    /// The mechanism of that name with its defaults: an entry of the list, or two of them joined, such as `local+vq` ([`combined`]).
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::listed(name).or_else(|| Combined::by_name(name).map(Mechanism::from))
+    }
+
     /// Chooses and attends, where no gradient will be wanted.
     ///
     /// # Errors
@@ -597,6 +669,10 @@ impl Plan for Planned<'_> {
 
     fn oracle(&self) -> Box<dyn Oracle> {
         self.any().oracle()
+    }
+
+    fn completed(&self) -> Option<Box<dyn Oracle>> {
+        self.any().completed()
     }
 
     fn problem(&self) -> Option<&Problem<'_>> {

@@ -182,8 +182,8 @@ impl<F: Formula> Judged<F> {
 }
 
 /// `d` and the name of a leaf.
-fn gradient_of(leaf: &str) -> &'static str {
-    const NAMES: [&str; 9] = ["dq", "dk", "dv", "dx", "dkey_bias", "dbias", "dtype_logits", "dthreshold", "dgates"];
+pub(crate) fn gradient_of(leaf: &str) -> &'static str {
+    const NAMES: [&str; 10] = ["dq", "dk", "dv", "dx", "dkey_bias", "dbias", "dtype_logits", "dthreshold", "dgates", "dmix"];
     NAMES.into_iter().find(|name| name[1..] == *leaf).unwrap_or_else(|| panic!("{leaf} is no leaf of any mechanism"))
 }
 

@@ -33,6 +33,7 @@ mod judge;
 pub mod reduce;
 mod tape;
 
+pub(crate) use judge::gradient_of;
 pub use judge::{Defined, Formula, Judged, Leaves, Oracle};
 
 use std::convert::identity;
@@ -767,7 +768,7 @@ pub fn plain_rows(definition: &Definition, head: [usize; 2], rows: &[usize], sto
 }
 
 impl Storage {
-    fn rounding(self) -> fn(f32) -> f32 {
+    pub(crate) fn rounding(self) -> fn(f32) -> f32 {
         match self {
             Storage::F32 => identity,
             Storage::Bf16 => |x| half::bf16::from_f32(x).to_f32(),

@@ -88,6 +88,32 @@ enum Reach {
     Near([usize; 2]),
 }
 
+/// Which keys the queries of a call see.
+#[derive(Debug, Clone)]
+pub(crate) struct Visible {
+    sequences: Vec<Sequence>,
+    reach: Reach,
+}
+
+impl Visible {
+    /// The key rows that a query row sees.
+    pub(crate) fn keys(&self, b: usize, query: usize) -> Vec<usize> {
+        let holds = |sequence: &&Sequence| sequence.batch == b && sequence.queries.contains(&query);
+        self.sequences.iter().find(holds).map_or_else(Vec::new, |sequence| {
+            let behind = |key: usize| sequence.position(query) - (key - sequence.keys.start) as isize;
+            let sees = |key: &usize| match self.reach {
+                Reach::Whole => true,
+                Reach::Past => behind(*key) >= 0,
+                Reach::Near([left, right]) => {
+                    let [left, right] = [left, right].map(|reach| reach.min(isize::MAX as usize) as isize);
+                    (-right..=left).contains(&behind(*key))
+                }
+            };
+            sequence.keys.clone().filter(sees).collect()
+        })
+    }
+}
+
 /// One call, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Scan<'a> {
@@ -162,19 +188,9 @@ impl<'a> Scan<'a> {
         &self.sequences
     }
 
-    /// Whether a query row sees a key row.
-    pub(crate) fn sees(&self, b: usize, query: usize, key: usize) -> bool {
-        let holds = |sequence: &&Sequence| sequence.batch == b && sequence.queries.contains(&query) && sequence.keys.contains(&key);
-        self.sequences.iter().find(holds).is_some_and(|sequence| {
-            let behind = sequence.position(query) - (key - sequence.keys.start) as isize;
-            match self.reach {
-                Reach::Whole => true,
-                Reach::Past => behind >= 0,
-                Reach::Near([left, right]) => {
-                    -(right.min(isize::MAX as usize) as isize) <= behind && behind <= left.min(isize::MAX as usize) as isize
-                }
-            }
-        })
+    /// Which keys queries see, without the tensors.
+    pub(crate) fn visible(&self) -> Visible {
+        Visible { sequences: self.sequences.clone(), reach: self.reach }
     }
 
     pub(crate) fn views(&self) -> [View<'a>; 3] {

@@ -40,6 +40,12 @@ impl Setting {
         self.tensors.contains(&tensor)
     }
 
+    /// Where heads are split there are at least two kv heads.
+    fn fitting(&self, dims: Dims) -> Dims {
+        let splits = self.about().options.iter().any(|option| option.name == "split");
+        if splits && dims.kv_heads == 1 { Dims { kv_heads: 2, heads: dims.heads.max(2), ..dims } } else { dims }
+    }
+
     /// The value of an option that was set, if it is an integer.
     fn integer(&self, name: &str) -> Option<usize> {
         self.options.iter().rev().find(|(option, _)| *option == name)?.1.parse().ok()
@@ -48,26 +54,36 @@ impl Setting {
 
 /// Every mechanism in every form with its options of trial, on each set of tensors that it runs with.
 pub fn plain_settings() -> Vec<Setting> {
-    let of = |about: &'static About| {
+    everyone().flat_map(settings_of).collect()
+}
+
+/// Those of one name.
+pub fn settings_of(name: &str) -> Vec<Setting> {
+    let of = |mechanism: Mechanism| {
+        let about = mechanism.about();
         let forms: &[bool] = match about.causality {
             Causality::Optional => &[false, true],
             Causality::Required => &[true],
             Causality::Never => &[false],
         };
         forms.iter().flat_map(move |&causal| {
+            let mechanism = mechanism.clone();
             about.needs.iter().map(move |set| {
-                let plain = Setting {
-                    mechanism: Mechanism::by_name(about.name).expect("the list knows its names"),
-                    options: Vec::new(),
-                    causal,
-                    tensors: set.to_vec(),
-                    storage: Storage::F32,
-                };
+                let plain =
+                    Setting { mechanism: mechanism.clone(), options: Vec::new(), causal, tensors: set.to_vec(), storage: Storage::F32 };
                 about.trial.iter().fold(plain, |setting, &(name, value)| setting.with(name, value))
             })
         })
     };
-    Mechanism::ALL.iter().flat_map(of).collect()
+    of(Mechanism::by_name(name).unwrap_or_else(|| panic!("no mechanism {name}"))).collect()
+}
+
+/// Two mechanisms together, joined in every way.
+const JOINED: [&str; 3] = ["local+vq", "local/linear", "local~linear"];
+
+/// The names of the list, and of some joined ones.
+pub fn everyone() -> impl Iterator<Item = &'static str> {
+    Mechanism::ALL.iter().map(|about| about.name).chain(JOINED)
 }
 
 /// The same, and each with every sample of every option in turn, and with a few drawn pairs of them.
@@ -104,6 +120,7 @@ pub struct Case {
     pub codebook: Tensor,
     pub codebook_q: Tensor,
     pub hyperplanes: Tensor,
+    pub mix: Vec<f32>,
     pub key_bias: Vec<f32>,
     pub until: Vec<i64>,
     pub lengths: Option<Vec<usize>>,
@@ -123,6 +140,7 @@ impl Found {
 
 impl Case {
     pub fn draw(setting: &Setting, dims: Dims, seed: u64) -> Self {
+        let dims = setting.fitting(dims);
         let random = &mut Random::new(seed + 7919);
         let typed = if setting.options.contains(&("query_typed", "true")) { dims.heads * dims.queries } else { dims.kv_heads * dims.keys };
         let caches = dims.batch * dims.kv_heads * dims.keys;
@@ -136,6 +154,7 @@ impl Case {
             codebook: Tensor::normal(random, Storage::F32, [1, dims.kv_heads, CODES, dims.dk]),
             codebook_q: Tensor::normal(random, Storage::F32, [1, dims.heads, CODES, dims.dk]),
             hyperplanes: Tensor::normal(random, Storage::F32, [1, 1, dims.dk, setting.integer("bits").unwrap_or(BITS)]),
+            mix: (0..dims.heads).map(|_| random.normal()).collect(),
             key_bias: (0..caches).map(|_| random.normal()).collect(),
             until: (0..caches).map(|_| random.below(dims.keys + 2) as i64).collect(),
             lengths: None,
@@ -167,6 +186,7 @@ impl Case {
             codebook: reads("codebook").then(|| self.codebook.view()),
             codebook_q: reads("codebook_q").then(|| self.codebook_q.view()),
             hyperplanes: reads("hyperplanes").then(|| self.hyperplanes.view()),
+            mix: reads("mix").then_some(&self.mix[..]),
             key_bias: reads("key_bias").then_some(&self.key_bias[..]),
             until: reads("until").then_some(&self.until[..]),
             ..Inputs::new(self.heads.q.view(), self.heads.k.view(), self.heads.v.view(), sight)
@@ -234,6 +254,7 @@ impl Case {
         let mut dkey_bias = vec![f32::NAN; self.key_bias.len()];
         let mut dtype_logits = vec![f32::NAN; self.type_logits.len()];
         let mut dthreshold = vec![f32::NAN; self.threshold.len()];
+        let mut dmix = vec![f32::NAN; self.mix.len()];
         let mut dgates = Tensor::unfilled(Storage::F32, self.gates.shape);
         let wants = |leaf| leaves.contains(&leaf);
         let heads = regard_core::Gradients {
@@ -249,6 +270,7 @@ impl Case {
             dtype_logits: wants("type_logits").then_some(&mut dtype_logits[..]),
             dthreshold: wants("threshold").then_some(&mut dthreshold[..]),
             dgates: wants("gates").then(|| dgates.view_mut()),
+            dmix: wants("mix").then_some(&mut dmix[..]),
         };
         let saved = Saved { o: o.view(), lse: &lse, d_o: self.heads.d_o.view() };
         plan.backward(&saved, &mut gradients, par).unwrap_or_else(|error| panic!("{error}: {}", self.name()));
@@ -263,6 +285,7 @@ impl Case {
             ("type_logits", "dtype_logits", wide(&dtype_logits)),
             ("threshold", "dthreshold", wide(&dthreshold)),
             ("gates", "dgates", wide(dgates.floats())),
+            ("mix", "dmix", wide(&dmix)),
         ] {
             if wants(leaf) {
                 tensors.push((name, flat));

@@ -5,13 +5,14 @@
 //! large negative number rather than -inf, which WGSL need not know, and their weights are set to zero. The maximum of a
 //! row is taken as a constant; that changes no gradient. Keys that no query of a block sees are left out.
 
+use super::coded::{self, Near};
 use super::host::{Host, Scores};
 use super::typed::Types;
-use super::{Asked, Attention, merged};
+use super::{Asked, Attention, factored, joined, merged};
 use crate::{Error, Tally};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use regard_core::mechanism::{Composition, Plan as _, Typing};
+use regard_core::mechanism::{Composition, Plan as _, Trace, Typing};
 use regard_core::reduce::Uniform;
 use regard_core::{Dims, Intervals, Par, Problem, alibi_slopes, exact};
 use std::ops::Range;
@@ -38,16 +39,31 @@ pub(super) fn asked([q, k, v]: [Tensor<4>; 3], how: &Attention, asked: Asked) ->
         if let Some(traces) = &asked.traces {
             traces.get_or_init(|| plan.traces());
         }
-        let o = match plan.composition().ok_or_else(|| elsewhere(name))? {
-            Composition::Exact(problem) => Call::new(problem, how, [q, k, v]).attention(),
-            Composition::Typed(typing) => match how.learned.type_logits.as_ref().filter(|logits| logits.is_autodiff()) {
-                Some(logits) => Call::typed(&typing, logits, how, [q, k, v]).attention(),
-                None => Call::new(typing.problem, how, [q, k, v]).attention(),
-            },
-            Composition::Merged(merging) => Ok(merged::attention(&merging, how, [q, k, v])),
-        };
-        Ok(o?.cast(dtype))
+        let composition = plan.composition().ok_or_else(|| elsewhere(name))?;
+        Ok(follow(&composition, &plan.traces(), how, [q, k, v])?.cast(dtype))
     })
+}
+
+/// `[B, H, N, Dv]`, in f32, or in f64 as q is.
+pub(super) fn follow(composition: &Composition<'_>, traces: &[Trace], how: &Attention, qkv: [Tensor<4>; 3]) -> Result<Tensor<4>, Error> {
+    match composition {
+        Composition::Exact(problem) => Call::new(problem, how, qkv).attention(),
+        Composition::Typed(typing) => match how.learned.type_logits.as_ref().filter(|logits| logits.is_autodiff()) {
+            Some(logits) => Call::typed(typing, logits, how, qkv).attention(),
+            None => Call::new(typing.problem, how, qkv).attention(),
+        },
+        Composition::Merged(merging) => Ok(merged::attention(merging, how, qkv)),
+        Composition::Coded(coded) => coded::attention(coded, traces, how, qkv),
+        Composition::Summed(summed) => Ok(factored::summed(Call::new(summed.problem, how, qkv), summed)),
+        Composition::Decaying(decaying) => {
+            let missing = || regard_core::Error::Combination("gates are missing".into());
+            let gates = how.learned.gates.clone().ok_or_else(missing)?;
+            let dtype = if qkv[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+            let [q, k, v] = qkv;
+            Ok(factored::decaying(decaying, [q, k, v, gates].map(|x| x.cast(dtype))))
+        }
+        Composition::Joined(joined) => joined::attention(joined, how, &qkv),
+    }
 }
 
 /// The score of every key, `[B, M]`: see [`crate::reduce::received_score`]. In f32, or in f64 as q is.
@@ -69,13 +85,13 @@ pub(crate) fn score(q: Tensor<4>, k: Tensor<4>, how: &Attention) -> Result<Tenso
 }
 
 /// Tensors and plan of a call, on the device.
-struct Call<'a> {
+pub(super) struct Call<'a> {
     problem: &'a Problem<'a>,
     dims: Dims,
     device: Device,
     /// Of scores.
-    dtype: DType,
-    qkv: [Tensor<4>; 3],
+    pub(super) dtype: DType,
+    pub(super) qkv: [Tensor<4>; 3],
     key_bias: Option<Tensor<5>>,
     bias: Option<Tensor<4>>,
     mask: Option<Tensor<4, Bool>>,
@@ -83,6 +99,7 @@ struct Call<'a> {
     intervals: Intervals,
     plan: Plan,
     types: Option<Types>,
+    pub(super) near: Option<Near>,
 }
 
 /// [`Intervals`] uploaded: per query `[B, G, 1, N, 1]`, per key `[B, G, 1, 1, M]`.
@@ -116,7 +133,7 @@ pub(super) fn rows_of<const D: usize, K: Basic>(x: &Tensor<D, K>, dim: usize, ra
 }
 
 impl<'a> Call<'a> {
-    fn new(problem: &'a Problem<'a>, how: &Attention, qkv: [Tensor<4>; 3]) -> Self {
+    pub(super) fn new(problem: &'a Problem<'a>, how: &Attention, qkv: [Tensor<4>; 3]) -> Self {
         let dims = *problem.dims();
         let device = qkv[0].device();
         let dtype = if qkv[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
@@ -139,6 +156,7 @@ impl<'a> Call<'a> {
             intervals,
             device,
             types: None,
+            near: None,
         }
     }
 
@@ -160,13 +178,22 @@ impl<'a> Call<'a> {
     }
 
     /// `[B, H, N, Dv]`.
-    fn attention(&self) -> Result<Tensor<4>, Error> {
-        let Dims { batch, heads, queries, dv, .. } = self.dims;
+    pub(super) fn attention(&self) -> Result<Tensor<4>, Error> {
         if self.is_empty() {
-            return Ok(Tensor::zeros([batch, heads, queries, dv], (&self.device, self.dtype)));
+            return Ok(self.nothing());
         }
         let blocks = self.blocks().map(|rows| self.block(rows)).collect::<Result<Vec<_>, _>>()?;
         Ok(Tensor::cat(blocks, 2))
+    }
+
+    /// The same of blocks that are made otherwise.
+    pub(super) fn in_blocks(&self, block: impl Fn(Range<usize>) -> Tensor<4>) -> Tensor<4> {
+        if self.is_empty() { self.nothing() } else { Tensor::cat(self.blocks().map(block).collect(), 2) }
+    }
+
+    fn nothing(&self) -> Tensor<4> {
+        let Dims { batch, heads, queries, dv, .. } = self.dims;
+        Tensor::zeros([batch, heads, queries, dv], (&self.device, self.dtype))
     }
 
     /// Attention that every key receives, summed over query heads, `[B, M]`; before dropout.
@@ -187,7 +214,7 @@ impl<'a> Call<'a> {
     }
 
     /// The keys that some query rows meet; one where they meet none.
-    fn columns(&self, rows: &Range<usize>) -> Range<usize> {
+    pub(super) fn columns(&self, rows: &Range<usize>) -> Range<usize> {
         let seen = self.intervals.columns(rows.clone(), self.dims.batch * self.dims.kv_heads);
         if seen.is_empty() { 0..1 } else { seen }
     }
@@ -219,11 +246,12 @@ impl<'a> Call<'a> {
 
     /// `[B, G, H/G, rows, columns]`.
     fn scores(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
-        let Dims { batch, kv_heads, dk, .. } = self.dims;
-        let group = self.dims.group();
-        let q = rows_of(&self.qkv[0], 2, rows).reshape([batch, kv_heads, group * rows.len(), dk]);
-        let products = q.matmul(rows_of(&self.qkv[1], 2, columns).swap_dims(2, 3)) * self.problem.scale();
-        let mut scores = products.reshape([batch, kv_heads, group, rows.len(), columns.len()]);
+        let mut scores = self.products(rows, columns) * self.problem.scale();
+        if let Some(Near { reach, keys: Some(keys) }) = &self.near {
+            let own = self.products_with(keys, rows, columns) * self.problem.scale();
+            let near = self.distance(rows, columns).lower_elem(*reach).expand(own.dims());
+            scores = scores.mask_where(near, own);
+        }
         if let Some(cap) = self.problem.softcap() {
             // Not a division: Burn's gradient of one takes the reciprocal in f32, whatever the dtype.
             scores = (scores * (1.0 / f64::from(cap))).tanh() * cap;
@@ -235,10 +263,26 @@ impl<'a> Call<'a> {
             scores = scores + self.grouped(rows_of(&rows_of(bias, 2, rows), 3, columns));
         }
         if let Some(slopes) = &self.slopes {
-            let distance = rows_of(&self.plan.query_position, 3, rows) - rows_of(&self.plan.key_position, 4, columns);
-            scores = scores - distance.abs().float().cast(self.dtype) * slopes.clone();
+            scores = scores - self.distance(rows, columns).float().cast(self.dtype) * slopes.clone();
         }
         scores
+    }
+
+    /// `q·k`, `[B, G, H/G, rows, columns]`.
+    pub(super) fn products(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
+        self.products_with(&self.qkv[1], rows, columns)
+    }
+
+    fn products_with(&self, keys: &Tensor<4>, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
+        let Dims { batch, kv_heads, dk, .. } = self.dims;
+        let group = self.dims.group();
+        let q = rows_of(&self.qkv[0], 2, rows).reshape([batch, kv_heads, group * rows.len(), dk]);
+        q.matmul(rows_of(keys, 2, columns).swap_dims(2, 3)).reshape([batch, kv_heads, group, rows.len(), columns.len()])
+    }
+
+    /// How far a query and a key are apart, `[B, G, 1, rows, columns]`.
+    fn distance(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5, Int> {
+        (rows_of(&self.plan.query_position, 3, rows) - rows_of(&self.plan.key_position, 4, columns)).abs()
     }
 
     /// `[B|1, H|1, rows, columns]` with its heads in groups.
@@ -249,7 +293,7 @@ impl<'a> Call<'a> {
     }
 
     /// `[B|.., G, H/G|1, rows, columns]`, true where a query does not see a key.
-    fn hidden(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5, Bool> {
+    pub(super) fn hidden(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5, Bool> {
         let query = |x: &Tensor<5, Int>| rows_of(x, 3, rows);
         let key = |x: &Tensor<5, Int>| rows_of(x, 4, columns);
         let plan = &self.plan;
@@ -257,7 +301,10 @@ impl<'a> Call<'a> {
         let early = position.clone().lower(key(&plan.first));
         let late = position.greater(key(&plan.last));
         let strangers = query(&plan.query_sequence).not_equal(key(&plan.key_sequence));
-        let hidden = early.bool_or(late).bool_or(strangers);
+        let mut hidden = early.bool_or(late).bool_or(strangers);
+        if let Some(Near { reach, keys: None }) = &self.near {
+            hidden = hidden.bool_or(self.distance(rows, columns).lower_elem(*reach));
+        }
         let Some(mask) = &self.mask else { return hidden };
         let Dims { batch, kv_heads, .. } = self.dims;
         let all = [batch, kv_heads, self.dims.group(), rows.len(), columns.len()];

@@ -24,7 +24,8 @@ const X: usize = 5;
 const TYPE_LOGITS: usize = 6;
 const THRESHOLD: usize = 7;
 const GATES: usize = 8;
-const PARENTS: usize = 9;
+const MIX: usize = 9;
+const PARENTS: usize = 10;
 
 /// The operation.
 #[derive(Debug, Clone)]
@@ -51,10 +52,11 @@ pub(super) fn asked([q, k, v]: [Tensor<4>; 3], how: &Attention, asked: Asked) ->
     let operation = Fused { rules: how.rules.clone(), mask: how.mask.clone().and_then(flex_bool), asked };
     let heads = [q, k, v].map(|x| Some(Parent::from(x)));
     let biases = [how.key_bias.clone().map(Parent::from), how.bias.clone().map(Parent::from)];
-    let Learned { x, type_logits, threshold, gates } = how.learned.clone();
+    let Learned { x, type_logits, threshold, gates, mix } = how.learned.clone();
     let learned = [x.map(|x| x.unsqueeze_dim::<4>(1).into()), type_logits.map(Parent::from), threshold.map(Parent::from)];
+    let [gates, mix] = [gates.map(Parent::from), mix.map(Parent::from)];
     let ([q, k, v], [key_bias, bias], [x, type_logits, threshold]) = (heads, biases, learned);
-    autodiff::run(operation, [q, k, v, key_bias, bias, x, type_logits, threshold, gates.map(Parent::from)])
+    autodiff::run(operation, [q, k, v, key_bias, bias, x, type_logits, threshold, gates, mix])
 }
 
 /// The score of every key, `[B, M]`, and what uniform attention would have given.
@@ -98,6 +100,7 @@ struct Borrowed<'a> {
     key_bias: Option<Cow<'a, [f32]>>,
     type_logits: Option<Cow<'a, [f32]>>,
     threshold: Option<Cow<'a, [f32]>>,
+    mix: Option<Cow<'a, [f32]>>,
     bias: Option<FlexTensor>,
 }
 
@@ -110,8 +113,9 @@ impl<'a> Borrowed<'a> {
             Tally::add(|tally| tally.copies += 1);
             flex::cast(bias, DType::F32)
         });
-        let [key_bias, type_logits, threshold] = [KEY_BIAS, TYPE_LOGITS, THRESHOLD].map(|at| parents[at].as_ref().map(flex::flat));
-        Borrowed { parents, key_bias, type_logits, threshold, bias }
+        let flat = [KEY_BIAS, TYPE_LOGITS, THRESHOLD, MIX].map(|at| parents[at].as_ref().map(flex::flat));
+        let [key_bias, type_logits, threshold, mix] = flat;
+        Borrowed { parents, key_bias, type_logits, threshold, mix, bias }
     }
 
     fn parent(&self, at: usize, tensor: &'static str) -> Result<View<'_>, Error> {
@@ -127,6 +131,7 @@ impl<'a> Borrowed<'a> {
         inputs.key_bias = self.key_bias.as_deref();
         inputs.type_logits = self.type_logits.as_deref();
         inputs.threshold = self.threshold.as_deref();
+        inputs.mix = self.mix.as_deref();
         inputs.x = self.parents[X].as_ref().map(|x| flex::view(x, "x")).transpose()?;
         inputs.gates = self.parents[GATES].as_ref().map(|gates| flex::view(gates, "gates")).transpose()?;
         inputs.bias = self.bias.as_ref().map(|bias| flex::view(bias, "bias")).transpose()?;
@@ -179,12 +184,12 @@ impl Operation<PARENTS> for Fused {
 
 /// Parents whose gradients are tensors, and those whose gradients are slices.
 const TENSORS: [usize; 5] = [Q, K, V, X, GATES];
-const SLICES: [usize; 4] = [KEY_BIAS, BIAS, TYPE_LOGITS, THRESHOLD];
+const SLICES: [usize; 5] = [KEY_BIAS, BIAS, TYPE_LOGITS, THRESHOLD, MIX];
 
 /// Memory for the gradients that are wanted.
 struct Wished {
     tensors: [Option<Fresh>; 5],
-    slices: [Option<Vec<f32>>; 4],
+    slices: [Option<Vec<f32>>; 5],
     /// Parents that only chose: their gradient is zero, which the graph still waits for.
     constants: Vec<usize>,
 }
@@ -200,13 +205,13 @@ impl Wished {
     /// Does not ask for gradients that the plan does not have.
     fn drop_constants(&mut self, has: &[&str]) {
         let [.., x, gates] = &mut self.tensors;
-        let [.., type_logits, threshold] = &mut self.slices;
+        let [.., type_logits, threshold, mix] = &mut self.slices;
         for (at, tensor, name) in [(X, x, "dx"), (GATES, gates, "dgates")] {
             if !has.contains(&name) && tensor.take().is_some() {
                 self.constants.push(at);
             }
         }
-        for (at, slice, name) in [(TYPE_LOGITS, type_logits, "dtype_logits"), (THRESHOLD, threshold, "dthreshold")] {
+        for (at, slice, name) in [(TYPE_LOGITS, type_logits, "dtype_logits"), (THRESHOLD, threshold, "dthreshold"), (MIX, mix, "dmix")] {
             if !has.contains(&name) && slice.take().is_some() {
                 self.constants.push(at);
             }
@@ -215,7 +220,7 @@ impl Wished {
 
     fn gradients(&mut self) -> Result<Gradients<'_>, Error> {
         let [dq, dk, dv, dx, dgates] = &mut self.tensors;
-        let [dkey_bias, dbias, dtype_logits, dthreshold] = &mut self.slices;
+        let [dkey_bias, dbias, dtype_logits, dthreshold, dmix] = &mut self.slices;
         let heads = regard_core::Gradients {
             dq: written(dq, "dq")?,
             dk: written(dk, "dk")?,
@@ -223,8 +228,8 @@ impl Wished {
             dkey_bias: dkey_bias.as_deref_mut(),
             dbias: dbias.as_deref_mut(),
         };
-        let (dtype_logits, dthreshold) = (dtype_logits.as_deref_mut(), dthreshold.as_deref_mut());
-        Ok(Gradients { heads, dx: written(dx, "dx")?, dtype_logits, dthreshold, dgates: written(dgates, "dgates")? })
+        let [dtype_logits, dthreshold, dmix] = [dtype_logits, dthreshold, dmix].map(Option::as_deref_mut);
+        Ok(Gradients { heads, dx: written(dx, "dx")?, dtype_logits, dthreshold, dgates: written(dgates, "dgates")?, dmix })
     }
 
     fn into_tensors(self, parents: &Parents<PARENTS>) -> Parents<PARENTS> {

@@ -41,8 +41,10 @@ pub(super) struct Host<'a> {
     mask: Option<(Vec<u8>, [usize; 4])>,
     type_logits: Option<Vec<f32>>,
     threshold: Option<Vec<f32>>,
+    mix: Option<Vec<f32>>,
     x: Option<Read<3>>,
     k: Option<Read<4>>,
+    q: Option<Read<4>>,
 }
 
 /// How much of the biases and the mask is looked at.
@@ -62,8 +64,9 @@ impl<'a> Host<'a> {
             Scores::Values => Read::new(x).values,
             Scores::Shapes => vec![0.0; x.dims().iter().product()],
         };
-        // Whatever compares tokens compares hidden states, or keys.
+        // Whatever compares tokens compares hidden states, or keys; codes are of keys and of queries.
         let compares = how.reads("x");
+        let [codes, codes_q] = ["codebook", "codebook_q"].map(|tensor| how.reads(tensor));
         let mask = |x: &Tensor<4, Bool>| {
             let values = match scores {
                 Scores::Values => x.clone().into_data().iter::<bool>().map(u8::from).collect(),
@@ -83,15 +86,18 @@ impl<'a> Host<'a> {
             mask: how.mask.as_ref().map(mask),
             type_logits: how.learned.type_logits.as_ref().map(|x| Read::new(x).values),
             threshold: how.learned.threshold.as_ref().map(|x| Read::new(x).values),
+            mix: how.learned.mix.as_ref().map(|x| vec![0.0; x.dims()[0]]),
             x: how.learned.x.as_ref().filter(|_| compares).map(Read::new),
-            k: compares.then(|| Read::new(k)),
+            k: (compares || codes).then(|| Read::new(k)),
+            q: codes_q.then(|| Read::new(q)),
         }
     }
 
     fn inputs(&self) -> Result<Inputs<'_>, Error> {
         let [q, k, v] = self.shapes;
         let k = self.k.as_ref().map_or_else(|| shape_only(k, "k"), |read| read.view(k, "k"))?;
-        let mut inputs = self.how.rules.inputs([shape_only(q, "q")?, k, shape_only(v, "v")?]);
+        let q = self.q.as_ref().map_or_else(|| shape_only(q, "q"), |read| read.view(q, "q"))?;
+        let mut inputs = self.how.rules.inputs([q, k, shape_only(v, "v")?]);
         if let Some((values, shape)) = &self.mask {
             let mask = if values.len() == 1 {
                 Strided::new(values, 0, *shape, [0; 4], "mask")
@@ -104,6 +110,7 @@ impl<'a> Host<'a> {
         inputs.key_bias = self.key_bias.as_deref();
         inputs.type_logits = self.type_logits.as_deref();
         inputs.threshold = self.threshold.as_deref();
+        inputs.mix = self.mix.as_deref();
         inputs.gates = self.how.learned.gates.as_ref().map(|gates| shape_only(gates.dims(), "gates")).transpose()?;
         if let Some(x) = &self.x {
             let [batch, tokens, width] = x.shape;

@@ -3,9 +3,12 @@
 //! q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, o `[B,H,N,Dv]`; H is a multiple of G, query head h reads kv head
 //! `h / (H/G)`. A query that sees no key gives zeros. Vaswani et al. 2017; kernels as in `regard-core`.
 
+mod coded;
 pub(crate) mod composed;
+mod factored;
 pub(crate) mod fused;
 mod host;
+mod joined;
 mod merged;
 mod penalty;
 mod rules;
@@ -44,6 +47,7 @@ struct Learned {
     type_logits: Option<Tensor<4>>,
     threshold: Option<Tensor<1>>,
     gates: Option<Tensor<4>>,
+    mix: Option<Tensor<1>>,
 }
 
 /// What is wanted beside the output: left here by the forward pass.
@@ -207,6 +211,14 @@ impl Attention {
         self
     }
 
+    /// Shares of query heads between two mechanisms before a sigmoid `[H]`, for sums such as `local~linear`
+    /// ([`crate::mechanism::combined`]). They may be tracked.
+    #[must_use]
+    pub fn mix(mut self, mix: Tensor<1>) -> Self {
+        self.learned.mix = Some(mix);
+        self
+    }
+
     /// Codewords of keys `[G, S, Dk]`, for `vq` and `vq_qk`. They have no gradient and are read back here, once.
     #[must_use]
     pub fn codebook(self, codewords: Tensor<3>) -> Self {
@@ -284,7 +296,7 @@ impl Attention {
     }
 
     fn check_learned(&self, q: &Tensor<4>) -> Result<(), Error> {
-        let Learned { x, type_logits, threshold, gates } = &self.learned;
+        let Learned { x, type_logits, threshold, gates, mix } = &self.learned;
         if let Some(gates) = gates {
             door::same_device(q, "gates", gates)?;
             door::plain_float(gates, "gates")?;
@@ -300,10 +312,12 @@ impl Attention {
             door::same_device(q, "type_logits", logits)?;
             door::plain_float(logits, "type_logits")?;
         }
-        if let Some(threshold) = threshold {
-            door::same_device(q, "threshold", threshold)?;
-            door::plain_float(threshold, "threshold")?;
-            door::expect("threshold", &threshold.dims(), &[q.dims()[1]])?;
+        for (tensor, of_heads) in [("threshold", threshold), ("mix", mix)] {
+            if let Some(of_heads) = of_heads {
+                door::same_device(q, tensor, of_heads)?;
+                door::plain_float(of_heads, tensor)?;
+                door::expect(tensor, &of_heads.dims(), &[q.dims()[1]])?;
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use regard_core::mechanism::{Exact, Inputs, Mechanism, Pass};
 
 use regard_core::{Dropout, Sight, Strided, View};
+use std::ops::Range;
 use std::sync::Arc;
 
 #[derive(Debug, Clone, Default)]
@@ -39,6 +40,13 @@ impl Constant {
         let mut shape = [1; 4];
         shape[4 - D..].copy_from_slice(&x.dims());
         Constant { values: x.clone().into_data().iter::<f32>().collect(), shape }
+    }
+
+    /// Some of its matrices.
+    pub(super) fn of_matrices(&self, range: &Range<usize>) -> Self {
+        let [_, _, rows, width] = self.shape;
+        let values = &self.values[range.start * rows * width..range.end * rows * width];
+        Constant { values: values.into(), shape: [1, range.len(), rows, width] }
     }
 
     /// A row of one of its matrices.

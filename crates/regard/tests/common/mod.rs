@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each suite uses a part")]
 
+pub mod factored;
 pub mod learned;
 
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};

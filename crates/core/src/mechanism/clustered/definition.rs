@@ -5,7 +5,7 @@ use super::ground::{Ground, Sequence, Sharing};
 use super::{Clustered, Metric, Representative};
 use crate::Dims;
 use crate::mechanism::owned::widened;
-use crate::oracle::{Formula, Judged, Leaves, Oracle, Real};
+use crate::oracle::{Formula, ForwardRow, Judged, Leaves, Oracle, Real};
 
 /// Choices and sizes.
 #[derive(Clone)]
@@ -149,8 +149,8 @@ impl Definition {
         weights.into_iter().map(|(cluster, weight)| (cluster, weight / sum)).collect()
     }
 
-    /// One query head of one sequence, token by token.
-    fn bidirectional<T: Real>(&self, leaves: &Leaves<T>, [s, h]: [usize; 2]) -> Vec<(Vec<T>, T)> {
+    /// Some tokens of one query head of one sequence.
+    fn bidirectional<T: Real>(&self, leaves: &Leaves<T>, [s, h]: [usize; 2], rows: &[usize]) -> Vec<(Vec<T>, T)> {
         let (sequence, sharing) = (&self.sequences[s], &self.sharing);
         let at = s * sharing.sets + h * sharing.sets / self.dims.heads;
         let clusters = &self.chosen.sets[at];
@@ -158,18 +158,21 @@ impl Definition {
         let merged = self.merged(leaves, [at, h * sharing.kv / self.dims.heads, tokens]);
         let keys: Vec<&Merged<T>> = merged.iter().collect();
         let query = |token: usize| self.query(leaves, [sequence.batch, h, sequence.rows.start + token]);
-        let queries = self.members(at, tokens).into_iter().zip(&clusters.leaders);
+        let members = self.members(at, tokens);
         // Kept in f32 by whoever spreads them, so not rounded as outputs are.
         let attend = |q: &[T]| {
             let (totals, sum, lse) = self.attend(q, &keys);
             (totals.into_iter().map(|total| total / sum).collect::<Vec<T>>(), lse)
         };
-        let results: Vec<(Vec<T>, T)> =
-            queries.map(|(members, &leader)| attend(&self.represent(leader as usize, &members, query))).collect();
-        let of = |token: usize| {
+        let mut results: Vec<Option<(Vec<T>, T)>> = vec![None; members.len()];
+        let mut of = |token: usize| {
+            let mut result = |cluster: usize| {
+                let query = || self.represent(clusters.leaders[cluster] as usize, &members[cluster], query);
+                results[cluster].get_or_insert_with(|| attend(&query())).clone()
+            };
             let mut o = vec![T::from_f64(0.0); self.dims.dv];
             for (cluster, share) in self.shares(leaves, [at, token]) {
-                o.iter_mut().zip(&results[cluster].0).for_each(|(o, &x)| *o = *o + share * x);
+                o.iter_mut().zip(&result(cluster).0).for_each(|(o, &x)| *o = *o + share * x);
             }
             let own = clusters.assignment[token] as usize;
             if self.gated && !clusters.leads(token) {
@@ -180,19 +183,24 @@ impl Definition {
                 let alone = attend(query(token)).0;
                 o.iter_mut().zip(alone).for_each(|(o, x)| *o = gate * *o + (one - gate) * x);
             }
-            (o.into_iter().map(|o| o.over(T::from_f64(1.0))).collect(), results[own].1)
+            (o.into_iter().map(|o| o.over(T::from_f64(1.0))).collect(), result(own).1)
         };
-        (0..tokens).map(of).collect()
+        rows.iter().map(|&token| of(token)).collect()
     }
 
-    fn prefixes<T: Real>(&self, leaves: &Leaves<T>, [s, h]: [usize; 2]) -> Vec<(Vec<T>, T)> {
+    /// The same, causal; rows rise.
+    fn prefixes<T: Real>(&self, leaves: &Leaves<T>, [s, h]: [usize; 2], rows: &[usize]) -> Vec<(Vec<T>, T)> {
         let (sequence, sharing) = (&self.sequences[s], &self.sharing);
         let (at, kv) = (s * sharing.sets + h * sharing.sets / self.dims.heads, h * sharing.kv / self.dims.heads);
         let head = sharing.key_heads()[kv];
         let tokens = sequence.rows.len();
-        let mut all = Vec::with_capacity(tokens);
+        let mut all = Vec::with_capacity(rows.len());
         for start in (0..tokens).step_by(self.config.block) {
             let end = tokens.min(start.saturating_add(self.config.block));
+            let rows: Vec<usize> = rows.iter().copied().filter(|row| (start..end).contains(row)).collect();
+            if rows.is_empty() {
+                continue;
+            }
             let mut merged = self.merged(leaves, [at, kv, start]);
             let clusters = merged.len();
             let single = |token: usize| {
@@ -200,13 +208,19 @@ impl Definition {
                 Merged { k: self.key(leaves, place).to_vec(), v: self.value(leaves, place).to_vec(), count: 1 }
             };
             merged.extend((start..end).map(single));
-            for token in start..end {
+            for token in rows {
                 let keys: Vec<&Merged<T>> = merged[..clusters + token - start + 1].iter().collect();
                 let (totals, sum, lse) = self.attend(self.query(leaves, [sequence.batch, h, sequence.rows.start + token]), &keys);
                 all.push((totals.into_iter().map(|total| total.over(sum)).collect(), lse));
             }
         }
         all
+    }
+}
+
+impl Definition {
+    fn some<T: Real>(&self, leaves: &Leaves<T>, at: [usize; 2], rows: &[usize]) -> Vec<(Vec<T>, T)> {
+        if self.causal { self.prefixes(leaves, at, rows) } else { self.bidirectional(leaves, at, rows) }
     }
 }
 
@@ -217,8 +231,8 @@ impl Formula for Definition {
         let mut lse = vec![T::from_f64(f64::NEG_INFINITY); batch * heads * queries];
         for (s, sequence) in self.sequences.iter().enumerate() {
             for h in 0..heads {
-                let rows = if self.causal { self.prefixes(leaves, [s, h]) } else { self.bidirectional(leaves, [s, h]) };
-                for (n, (row, log_sum)) in sequence.rows.clone().zip(rows) {
+                let all: Vec<usize> = (0..sequence.rows.len()).collect();
+                for (n, (row, log_sum)) in sequence.rows.clone().zip(self.some(leaves, [s, h], &all)) {
                     let at = (sequence.batch * heads + h) * queries + n;
                     o[at * dv..(at + 1) * dv].copy_from_slice(&row);
                     lse[at] = log_sum;
@@ -227,6 +241,23 @@ impl Formula for Definition {
         }
         (o, Some(lse))
     }
+
+    fn rows(&self, leaves: &Leaves<f64>, [b, h]: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {
+        let nothing = || ForwardRow { o: vec![0.0; self.dims.dv], lse: f64::NEG_INFINITY, largest_term_o: vec![0.0; self.dims.dv] };
+        let mut all: Vec<ForwardRow> = rows.iter().map(|_| nothing()).collect();
+        for (s, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.batch == b) {
+            let own: Vec<usize> = (0..rows.len()).filter(|&i| sequence.rows.contains(&rows[i])).collect();
+            let inside: Vec<usize> = own.iter().map(|&i| rows[i] - sequence.rows.start).collect();
+            if !inside.is_sorted() {
+                return None;
+            }
+            for (i, (o, lse)) in own.into_iter().zip(self.some(leaves, [s, h], &inside)) {
+                all[i] = ForwardRow { largest_term_o: o.iter().map(|x| x.abs()).collect(), o, lse };
+            }
+        }
+        Some(all)
+    }
+
     fn refine(&mut self, option: &str, value: f64) {
         match option {
             "scale" => self.scale = value,

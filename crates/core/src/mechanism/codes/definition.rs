@@ -42,36 +42,49 @@ struct Definition {
     base: oracle::Definition,
     keys: Coding,
     queries: Option<Coding>,
-    /// Keys nearer than this are left out.
-    gap: i64,
+    near: Near,
 }
 
-pub(in crate::mechanism) fn oracle(problem: &Problem<'_>, keys: Coding, queries: Option<Coding>, gap: usize) -> Box<dyn Oracle> {
+/// What becomes of keys nearer than this.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::mechanism) enum Near {
+    /// Nobody reads them.
+    LeftOut(usize),
+    /// They are read, not quantised.
+    AsTheyAre(usize),
+}
+
+pub(in crate::mechanism) fn oracle(problem: &Problem<'_>, keys: Coding, queries: Option<Coding>, near: Near) -> Box<dyn Oracle> {
     let mut base = problem.definition();
     let [q, k, v] = [&mut base.q, &mut base.k, &mut base.v].map(std::mem::take);
-    let definition = Definition { base, keys, queries, gap: i64::try_from(gap).unwrap_or(i64::MAX) };
+    let definition = Definition { base, keys, queries, near };
     Box::new(Judged::new(definition, vec![("q", q), ("k", k), ("v", v)]))
 }
 
 impl Definition {
-    /// Queries and keys as they are compared.
-    fn compared<T: Real>(&self, leaves: &Leaves<T>) -> [Vec<T>; 2] {
-        let q = leaves.get("q");
-        [self.queries.as_ref().map_or_else(|| q.to_vec(), |coding| coding.through(q)), self.keys.through(leaves.get("k"))]
+    /// Queries and keys as they are compared, and keys as they are.
+    fn compared<T: Real>(&self, leaves: &Leaves<T>) -> [Vec<T>; 3] {
+        let (q, k) = (leaves.get("q"), leaves.get("k"));
+        [self.queries.as_ref().map_or_else(|| q.to_vec(), |coding| coding.through(q)), self.keys.through(k), k.to_vec()]
+    }
+
+    fn is_near(row: &Row<'_>, j: usize, reach: usize) -> bool {
+        (row.position() - row.key_position(j)).abs() < i64::try_from(reach).unwrap_or(i64::MAX)
     }
 
     fn seen(&self, row: &Row<'_>) -> Vec<usize> {
-        let far = |j: usize| row.sees(j) && (row.position() - row.key_position(j)).abs() >= self.gap;
-        row.sequence.keys.clone().filter(|&j| far(j)).collect()
+        let left_out = |j: usize| matches!(self.near, Near::LeftOut(reach) if Self::is_near(row, j, reach));
+        row.sequence.keys.clone().filter(|&j| row.sees(j) && !left_out(j)).collect()
     }
 
     /// Values weighted and summed, the sum of weights, and the log-sum-exp.
-    fn attend<T: Real>(&self, row: &Row<'_>, [q, k]: [&[T]; 2], v: &[T], seen: &[usize]) -> (Vec<T>, T, T) {
+    fn attend<T: Real>(&self, row: &Row<'_>, [q, coded, own]: [&[T]; 3], v: &[T], seen: &[usize]) -> (Vec<T>, T, T) {
         let (dk, dv, nothing) = (self.base.dk, self.base.dv, T::from_f64(0.0));
         let scale = T::from_f64(self.base.scale.unwrap_or(1.0 / (dk as f64).sqrt()));
         let query = &q[row.query_index() * dk..][..dk];
         let score = |&j: &usize| {
-            let key = &k[row.key_index(j) * dk..][..dk];
+            let keys = if matches!(self.near, Near::AsTheyAre(reach) if Self::is_near(row, j, reach)) { own } else { coded };
+            let key = &keys[row.key_index(j) * dk..][..dk];
             scale * query.iter().zip(key).fold(nothing, |sum, (&x, &y)| sum + x * y)
         };
         let scores: Vec<T> = seen.iter().map(score).collect();
@@ -88,7 +101,7 @@ impl Definition {
 
 impl Formula for Definition {
     fn evaluate<T: Real>(&self, leaves: &Leaves<T>) -> (Vec<T>, Option<Vec<T>>) {
-        let ([q, k], v) = (self.compared(leaves), leaves.get("v"));
+        let (compared, v) = (self.compared(leaves), leaves.get("v"));
         let (mut o, mut lse) = (Vec::new(), Vec::new());
         for [b, h, i] in self.base.every_row() {
             let row = self.base.row(b, h, i);
@@ -98,7 +111,7 @@ impl Formula for Definition {
                 lse.push(T::from_f64(f64::NEG_INFINITY));
                 continue;
             };
-            let (totals, sum, log_sum) = self.attend(&row, [&q, &k], v, &seen);
+            let (totals, sum, log_sum) = self.attend(&row, compared.each_ref().map(Vec::as_slice), v, &seen);
             o.extend(totals.into_iter().map(|total| total.over(sum)));
             lse.push(log_sum);
         }
@@ -112,14 +125,14 @@ impl Formula for Definition {
     }
 
     fn rows(&self, leaves: &Leaves<f64>, [b, h]: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {
-        let ([q, k], v, dv) = (self.compared(leaves), leaves.get("v"), self.base.dv);
+        let (compared, v, dv) = (self.compared(leaves), leaves.get("v"), self.base.dv);
         let of = |&i: &usize| {
             let row = self.base.row(b, h, i);
             let seen = row.as_ref().map_or_else(Vec::new, |row| self.seen(row));
             let Some(row) = row.filter(|_| !seen.is_empty()) else {
                 return ForwardRow { o: vec![0.0; dv], lse: f64::NEG_INFINITY, largest_term_o: vec![0.0; dv] };
             };
-            let (totals, sum, lse) = self.attend(&row, [&q, &k], v, &seen);
+            let (totals, sum, lse) = self.attend(&row, compared.each_ref().map(Vec::as_slice), v, &seen);
             // No weight is above 1.
             let largest = |d: usize| seen.iter().map(|&j| v[row.key_index(j) * dv + d].abs()).fold(0.0, f64::max) / sum;
             ForwardRow { o: totals.iter().map(|total| total / sum).collect(), lse, largest_term_o: (0..dv).map(largest).collect() }

@@ -3,7 +3,7 @@
 mod definition;
 mod memory;
 
-pub(super) use definition::{Coding, oracle};
+pub(super) use definition::{Coding, Near, oracle};
 pub(super) use memory::Held;
 pub use memory::Tallies;
 

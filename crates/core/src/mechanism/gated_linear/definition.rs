@@ -2,7 +2,7 @@
 
 use crate::Dims;
 use crate::mechanism::owned::widened;
-use crate::oracle::{Formula, Judged, Leaves, Oracle, Real};
+use crate::oracle::{Formula, ForwardRow, Judged, Leaves, Oracle, Real};
 use crate::scan::Scan;
 use std::ops::Range;
 
@@ -61,6 +61,20 @@ impl Formula for Definition {
             }
         }
         (o, None)
+    }
+
+    fn rows(&self, leaves: &Leaves<f64>, [b, h]: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {
+        let dv = self.dims.dv;
+        let mut all: Vec<Vec<f64>> = vec![vec![0.0; dv]; rows.len()];
+        for sequence @ (_, tokens) in self.sequences.iter().filter(|(batch, tokens)| *batch == b && rows.iter().any(|n| tokens.contains(n)))
+        {
+            let found = self.run(leaves, sequence, h);
+            for (o, n) in all.iter_mut().zip(rows).filter(|(_, n)| tokens.contains(n)) {
+                o.copy_from_slice(&found[(n - tokens.start) * dv..][..dv]);
+            }
+        }
+        let row = |o: Vec<f64>| ForwardRow { largest_term_o: o.iter().map(|x| x.abs()).collect(), o, lse: f64::NEG_INFINITY };
+        Some(all.into_iter().map(row).collect())
     }
 
     fn refine(&mut self, option: &str, value: f64) {

@@ -14,9 +14,10 @@
 mod definition;
 
 use super::carried::{CHUNK, Carried, set_count};
+use super::composition::Decaying;
 use super::exact::unknown;
 use super::options::{OptionError, SetOption};
-use super::{About, Causality, Config, Gradients, Inputs, OptionAbout, Pass, Plan};
+use super::{About, Causality, Composition, Config, Gradients, Inputs, OptionAbout, Pass, Plan};
 use crate::oracle::Oracle;
 use crate::scan::{Map, Rules, Scan};
 use crate::{Dims, Error, Output, Par, Problem, Saved, Scores};
@@ -56,7 +57,7 @@ impl Config for GatedLinear {
         trial: &[],
     };
     type Choices = ();
-    type Plan<'a> = Decaying<'a>;
+    type Plan<'a> = Gated<'a>;
     type Memory = Carried;
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
@@ -71,8 +72,8 @@ impl Config for GatedLinear {
         self.scan(inputs)?.refuse_growth(par)
     }
 
-    fn plan<'a>(&self, inputs: &Inputs<'a>, _choices: &'a (), _pass: Pass) -> Result<Decaying<'a>, Error> {
-        Ok(Decaying(self.scan(inputs)?))
+    fn plan<'a>(&self, inputs: &Inputs<'a>, _choices: &'a (), _pass: Pass) -> Result<Gated<'a>, Error> {
+        Ok(Gated(self.scan(inputs)?))
     }
 
     fn start(&self) -> Result<Carried, Error> {
@@ -109,9 +110,9 @@ impl GatedLinear {
 }
 
 /// Gated linear attention of some inputs: the plan.
-pub struct Decaying<'a>(Scan<'a>);
+pub struct Gated<'a>(Scan<'a>);
 
-impl Plan for Decaying<'_> {
+impl Plan for Gated<'_> {
     fn forward(&self, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
         self.0.forward(out, par)
     }
@@ -137,5 +138,10 @@ impl Plan for Decaying<'_> {
 
     fn oracle(&self) -> Box<dyn Oracle> {
         definition::oracle(&self.0)
+    }
+
+    fn composition(&self) -> Option<Composition<'_>> {
+        let sequences = self.0.sequences().iter().map(|sequence| (sequence.batch, sequence.keys.clone())).collect();
+        Some(Composition::Decaying(Decaying { sequences, scale: self.0.rules().scale(self.0.dims().dk) }))
     }
 }

@@ -2,27 +2,20 @@
 
 use crate::Dims;
 use crate::mechanism::owned::widened;
-use crate::oracle::{Formula, Judged, Leaves, Oracle, Real};
-use crate::scan::{Map, Scan};
+use crate::oracle::{Formula, ForwardRow, Judged, Leaves, Oracle, Real};
+use crate::scan::{Map, Scan, Visible};
 
 #[derive(Clone)]
 struct Definition {
     map: Map,
     dims: Dims,
     epsilon: Option<f64>,
-    /// Which keys every query row of a batch row sees, `[B, N]`.
-    seen: Vec<Vec<usize>>,
+    visible: Visible,
 }
 
 pub(super) fn oracle(scan: &Scan<'_>) -> Box<dyn Oracle> {
     let (dims, [q, k, v]) = (scan.dims(), scan.views());
-    let keys = |at: usize| (0..dims.keys).filter(|&key| scan.sees(at / dims.queries, at % dims.queries, key)).collect();
-    let definition = Definition {
-        map: scan.rules().map,
-        dims,
-        epsilon: scan.rules().epsilon.map(f64::from),
-        seen: (0..dims.batch * dims.queries).map(keys).collect(),
-    };
+    let definition = Definition { map: scan.rules().map, dims, epsilon: scan.rules().epsilon.map(f64::from), visible: scan.visible() };
     Box::new(Judged::new(definition, vec![("q", widened(&q)), ("k", widened(&k)), ("v", widened(&v))]))
 }
 
@@ -74,10 +67,25 @@ impl Formula for Definition {
         for (at, q) in q.iter().enumerate() {
             let (head, n) = (at / queries, at % queries);
             let first = (head / self.dims.group()) * keys;
-            let seen = self.seen[head / heads * queries + n].iter().map(|&key| (&k[first + key][..], v[first + key]));
+            let seen = self.visible.keys(head / heads, n).into_iter().map(|key| (&k[first + key][..], v[first + key]));
             o.extend(self.attend(q, &seen.collect::<Vec<_>>()));
         }
         (o, None)
+    }
+
+    fn rows(&self, leaves: &Leaves<f64>, [b, h]: [usize; 2], rows: &[usize]) -> Option<Vec<ForwardRow>> {
+        let Dims { heads, kv_heads, queries, keys, dk, dv, .. } = self.dims;
+        let first = (b * kv_heads + h / self.dims.group()) * keys;
+        let of_head = |leaf: &'static str, width: usize| leaves.get(leaf)[first * width..(first + keys) * width].chunks(width);
+        let k: Vec<Vec<f64>> = of_head("k", dk).map(|row| features(self.map, row)).collect();
+        let v: Vec<&[f64]> = of_head("v", dv).collect();
+        let of = |&n: &usize| {
+            let q = features(self.map, &leaves.get("q")[((b * heads + h) * queries + n) * dk..][..dk]);
+            let seen: Vec<(&[f64], &[f64])> = self.visible.keys(b, n).into_iter().map(|key| (&k[key][..], v[key])).collect();
+            let o = self.attend(&q, &seen);
+            ForwardRow { largest_term_o: o.iter().map(|x| x.abs()).collect(), o, lse: f64::NEG_INFINITY }
+        };
+        Some(rows.iter().map(of).collect())
     }
 
     fn refine(&mut self, option: &str, value: f64) {

@@ -15,9 +15,10 @@
 mod definition;
 
 use super::carried::{CHUNK, Carried, set_count};
+use super::composition::Summed;
 use super::exact::unknown;
 use super::options::{OptionError, SetOption};
-use super::{About, Causality, Config, Gradients, Inputs, OptionAbout, Pass, Plan};
+use super::{About, Causality, Composition, Config, Gradients, Inputs, OptionAbout, Pass, Plan};
 use crate::oracle::Oracle;
 use crate::scan::{Map, Rules, Scan};
 use crate::{Dims, Error, Output, Par, Problem, Saved, Scores};
@@ -75,7 +76,7 @@ impl Config for Linear {
         trial: &[],
     };
     type Choices = ();
-    type Plan<'a> = Summed<'a>;
+    type Plan<'a> = Summing<'a>;
     type Memory = Carried;
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
@@ -107,8 +108,11 @@ impl Config for Linear {
         self.scan(inputs).map(|_| ())
     }
 
-    fn plan<'a>(&self, inputs: &Inputs<'a>, _choices: &'a (), _pass: Pass) -> Result<Summed<'a>, Error> {
-        Ok(Summed(self.scan(inputs)?))
+    fn plan<'a>(&self, inputs: &Inputs<'a>, _choices: &'a (), _pass: Pass) -> Result<Summing<'a>, Error> {
+        let scan = self.scan(inputs)?;
+        let reach = self.window.map(|window| window - 1);
+        let sight = inputs.sight.window(reach, reach);
+        Ok(Summing { scan, problem: Problem::new(inputs.q, inputs.k, inputs.v, sight, Scores::new())? })
     }
 
     fn start(&self) -> Result<Carried, Error> {
@@ -144,29 +148,38 @@ impl Linear {
 }
 
 /// Linear attention of some inputs: the plan.
-pub struct Summed<'a>(Scan<'a>);
+pub struct Summing<'a> {
+    scan: Scan<'a>,
+    /// Visibility, where tensor operations follow it.
+    problem: Problem<'a>,
+}
 
-impl Plan for Summed<'_> {
+impl Plan for Summing<'_> {
     fn forward(&self, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
-        self.0.forward(out, par)
+        self.scan.forward(out, par)
     }
 
     fn backward(&self, saved: &Saved<'_>, gradients: &mut Gradients<'_>, par: Par) -> Result<(), Error> {
         if let Some(name) = gradients.beside_heads().next() {
             return Err(Error::Combination(format!("linear has gradients of q, k and v only, not {name}")));
         }
-        self.0.backward(saved, (&mut gradients.heads, None), par)
+        self.scan.backward(saved, (&mut gradients.heads, None), par)
     }
 
     fn dims(&self) -> Dims {
-        self.0.dims()
+        self.scan.dims()
     }
 
     fn pairs(&self) -> u64 {
-        self.0.pairs()
+        self.scan.pairs()
     }
 
     fn oracle(&self) -> Box<dyn Oracle> {
-        definition::oracle(&self.0)
+        definition::oracle(&self.scan)
+    }
+
+    fn composition(&self) -> Option<Composition<'_>> {
+        let rules = self.scan.rules();
+        Some(Composition::Summed(Summed { problem: &self.problem, map: rules.map, epsilon: rules.epsilon }))
     }
 }

@@ -14,11 +14,12 @@
 //! Gradients of keys go straight through; the codebook has none and follows by moving averages ([`crate::quantise::Codebook`]). The loss
 //! is the commitment `beta · mean_j ‖k_j - C_c(j)‖²`. Where the codebook holds every key it is exact attention. Lingle 2023.
 
-use super::codes::{Codes, Coding, Ground, Held, Tallies, codebook, codewords, only_of_heads, oracle};
+use super::codes::{Codes, Coding, Ground, Held, Near, Tallies, codebook, codewords, only_of_heads, oracle};
+use super::composition::Coded;
 use super::exact::unknown;
 use super::options::{OptionError, SetOption, SetPositive};
-use super::{About, Causality, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
-use crate::coded::{Coded, Queries};
+use super::{About, Causality, Composition, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
+use crate::coded::{self, Queries};
 use crate::oracle::Oracle;
 use crate::view::View;
 use crate::{Dims, Error, Output, Par, Saved};
@@ -107,7 +108,7 @@ impl Config for Vq {
         let ground = Ground::new(NAME, inputs, self.scale)?;
         let codebook = given(&ground, inputs)?;
         choices.codes.check(&inputs.k, &codebook)?;
-        let coded = Coded {
+        let coded = coded::Coded {
             dims: ground.problem.dims,
             queries: Queries::Rows(inputs.q),
             codewords: codewords(&codebook),
@@ -131,6 +132,14 @@ impl Config for Vq {
 
     fn commitment(&self) -> f32 {
         self.beta
+    }
+
+    fn leave_out(&mut self, window: usize) {
+        (self.exclude_recent, self.recent) = (true, window);
+    }
+
+    fn leaves_out(&self) -> bool {
+        self.exclude_recent
     }
 }
 
@@ -167,10 +176,16 @@ pub struct Chosen {
 /// Keys quantised: the plan.
 pub struct Quantised<'a> {
     ground: Ground<'a>,
-    coded: Coded<'a>,
+    coded: coded::Coded<'a>,
     choices: &'a Chosen,
     codebook: View<'a>,
     beta: f32,
+}
+
+impl Quantised<'_> {
+    fn coding(&self) -> Coding {
+        Coding::new(&self.ground.problem.k, &self.codebook, &self.choices.codes)
+    }
 }
 
 impl Plan for Quantised<'_> {
@@ -200,8 +215,15 @@ impl Plan for Quantised<'_> {
         self.coded.pairs()
     }
 
+    fn composition(&self) -> Option<Composition<'_>> {
+        Some(Composition::Coded(Coded { problem: &self.ground.problem, near: self.coded.rule.gap, near_is_read: false }))
+    }
+
     fn oracle(&self) -> Box<dyn Oracle> {
-        let keys = Coding::new(&self.ground.problem.k, &self.codebook, &self.choices.codes);
-        oracle(&self.ground.problem, keys, None, self.coded.rule.gap)
+        oracle(&self.ground.problem, self.coding(), None, Near::LeftOut(self.coded.rule.gap))
+    }
+
+    fn completed(&self) -> Option<Box<dyn Oracle>> {
+        Some(oracle(&self.ground.problem, self.coding(), None, Near::AsTheyAre(self.coded.rule.gap)))
     }
 }

@@ -10,11 +10,12 @@
 //! Gradients of queries and keys go straight through; codebooks have none ([`crate::quantise::Codebook`]). Where they hold every query
 //! and key it is exact attention. After Lingle 2023.
 
-use super::codes::{Codes, Coding, Ground, Held, Tallies, codebook, codewords, only_of_heads, oracle};
+use super::codes::{Codes, Coding, Ground, Held, Near, Tallies, codebook, codewords, only_of_heads, oracle};
+use super::composition::Coded;
 use super::exact::unknown;
 use super::options::{OptionError, SetOption, SetPositive};
-use super::{About, Causality, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
-use crate::coded::{Coded, Queries, table};
+use super::{About, Causality, Composition, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
+use crate::coded::{self, Queries, table};
 use crate::oracle::Oracle;
 use crate::quantise::Codewords;
 use crate::view::View;
@@ -94,7 +95,7 @@ impl Config for VqQk {
         let (group, scale) = (ground.problem.dims.group(), ground.problem.scale());
         let logits = |(h, queries): (usize, &Codewords)| table(queries, &of_keys[h / group], scale, Par::default());
         let tables = of_queries.iter().enumerate().map(logits).collect();
-        let coded = Coded {
+        let coded = coded::Coded {
             dims: ground.problem.dims,
             queries: Queries::Codes { codewords: of_queries, codes: &choices.queries.values, tables },
             codewords: of_keys,
@@ -149,7 +150,7 @@ pub struct Chosen {
 /// Queries and keys quantised: the plan.
 pub struct Quantised<'a> {
     ground: Ground<'a>,
-    coded: Coded<'a>,
+    coded: coded::Coded<'a>,
     choices: &'a Chosen,
     codebooks: [View<'a>; 2],
 }
@@ -176,9 +177,13 @@ impl Plan for Quantised<'_> {
         self.coded.pairs()
     }
 
+    fn composition(&self) -> Option<Composition<'_>> {
+        Some(Composition::Coded(Coded { problem: &self.ground.problem, near: 0, near_is_read: false }))
+    }
+
     fn oracle(&self) -> Box<dyn Oracle> {
         let (problem, [of_queries, of_keys]) = (&self.ground.problem, &self.codebooks);
         let queries = Coding::new(&problem.q, of_queries, &self.choices.queries);
-        oracle(problem, Coding::new(&problem.k, of_keys, &self.choices.keys), Some(queries), 0)
+        oracle(problem, Coding::new(&problem.k, of_keys, &self.choices.keys), Some(queries), Near::LeftOut(0))
     }
 }
