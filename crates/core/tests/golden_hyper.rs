@@ -3,108 +3,16 @@
 
 mod common;
 
-use common::data::{Tensors, repository};
+use common::golden::{Golden, add_errors, near};
 use common::heads::{Tensor, shuffle};
 use common::{Random, levels, siblings, values};
-use regard_core::mechanism::{Choices, Inputs, Mechanism, Pass, Plan, Planned};
+use regard_core::mechanism::{Plan, Planned};
 use regard_core::oracle::{Defined, Oracle, Storage};
-use regard_core::{Dims, Output, Par, Saved, Sight};
+use regard_core::{Dims, Output, Par, Saved};
 use std::collections::HashMap;
 
-/// One golden file: inputs as the kernel reads them, results as they were written.
-struct Golden {
-    name: String,
-    file: Tensors,
-    mechanism: Mechanism,
-    causal: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    d_o: Tensor,
-    hyperplanes: Option<Tensor>,
-    lengths: Option<Vec<usize>>,
-    lengths_q: Option<Vec<usize>>,
-}
-
-impl Golden {
-    fn all() -> Vec<Golden> {
-        let folder = repository().join("golden/hyper");
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
-        paths.sort();
-        assert_eq!(paths.len(), 16, "{}", folder.display());
-        paths.iter().map(|path| Golden::read(path)).collect()
-    }
-
-    fn read(path: &std::path::Path) -> Self {
-        let file = Tensors::read(path);
-        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        let mut options = file.options();
-        let causal = options.remove("causal").expect("it is written") == "true";
-        let mut mechanism = Mechanism::by_name("hyper").expect("it is listed");
-        for (option, value) in options {
-            mechanism.set(&option, &value).unwrap_or_else(|error| panic!("{name}: {error}"));
-        }
-        let tensor = |name: &str| {
-            let array = file.floats(name).unwrap_or_else(|| panic!("{name} is not there"));
-            Tensor::new(array.four(), narrowed(&array.values))
-        };
-        let planes = file.floats("hyperplanes").map(|planes| {
-            let [width, bits] = planes.shape.try_into().expect("a matrix");
-            Tensor::new([1, 1, width, bits], narrowed(&planes.values))
-        });
-        let counts = |name| Some(file.integers(name)?.values.iter().map(|&n| n as usize).collect());
-        Golden {
-            name,
-            mechanism,
-            causal,
-            q: tensor("q"),
-            k: tensor("k"),
-            v: tensor("v"),
-            d_o: tensor("do"),
-            hyperplanes: planes,
-            lengths: counts("lengths"),
-            lengths_q: counts("lengths_q"),
-            file,
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        let mut sight = if self.causal { Sight::causal() } else { Sight::full() };
-        if let Some(lengths) = &self.lengths {
-            sight = sight.lengths(lengths);
-        }
-        if let Some(lengths) = &self.lengths_q {
-            sight = sight.lengths_q(lengths);
-        }
-        let hyperplanes = self.hyperplanes.as_ref().map(Tensor::view);
-        Inputs { hyperplanes, ..Inputs::new(self.q.view(), self.k.view(), self.v.view(), sight) }
-    }
-
-    fn choose(&self, inputs: &Inputs<'_>) -> Choices {
-        self.mechanism.choose(inputs, Pass::default(), Par::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn plan<'a>(&'a self, inputs: &Inputs<'a>, choices: &'a Choices) -> Planned<'a> {
-        self.mechanism.plan(inputs, choices, Pass::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn d_o(&self) -> Vec<f64> {
-        values(self.d_o.view())
-    }
-
-    fn expected(&self, name: &str) -> Vec<f64> {
-        self.file.floats(&format!("expected_{name}")).unwrap_or_else(|| panic!("{} has no expected_{name}", self.name)).values
-    }
-}
-
-/// The same numbers in f32; fails where one is not exact in it.
-fn narrowed(values: &[f64]) -> Vec<f32> {
-    let narrow = |&x: &f64| {
-        assert_eq!(f64::from(x as f32), x, "an input is not exact in f32");
-        x as f32
-    };
-    values.iter().map(narrow).collect()
+fn files() -> Vec<Golden> {
+    Golden::all("hyper", 16, |_| "hyper")
 }
 
 /// Everything that the kernel computes.
@@ -126,29 +34,14 @@ fn run(golden: &Golden, plan: &Planned<'_>, par: Par) -> Vec<(&'static str, Vec<
     vec![("o", o), ("lse", lse), ("dq", dq), ("dk", dk), ("dv", dv)]
 }
 
-/// Fails where a value is further from the written one than its budget; gives the worst share of it.
-fn near(how: &str, found: &[f64], expected: &[f64], budget: impl Fn(usize) -> f64) -> f64 {
-    assert_eq!(found.len(), expected.len(), "{how}");
-    let differ = found.iter().zip(expected).enumerate().filter(|(_, (x, y))| x != y);
-    let share = |(i, (x, y)): (usize, (&f64, &f64))| {
-        let share = (x - y).abs() / budget(i);
-        assert!(share <= 1.0, "{how}[{i}] is {x:e}, written {y:e}, {share:.2} of the budget");
-        share
-    };
-    differ.map(share).fold(0.0, f64::max)
-}
-
 #[test]
 fn orders_and_buckets_are_those_of_every_file_at_every_level() {
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
         for level in levels() {
-            let choices = golden.mechanism.choose(&inputs, Pass::default(), Par::default().level(level)).unwrap();
+            let choices = golden.choose(&inputs, Par::default().level(level));
             let plan = golden.plan(&inputs, &choices);
-            for trace in plan.traces() {
-                let expected = golden.file.integers(&format!("expected_{}", trace.name)).expect("it is written");
-                assert_eq!((trace.shape, trace.values), (expected.shape, expected.values), "{} at {level} of {}", trace.name, golden.name);
-            }
+            golden.check_traces(&plan, &format!("at {level}"));
             let pairs = golden.file.integers("expected_pairs").expect("it is written").values;
             assert_eq!(vec![plan.pairs() as i64], pairs, "{}", golden.name);
         }
@@ -157,9 +50,9 @@ fn orders_and_buckets_are_those_of_every_file_at_every_level() {
 
 #[test]
 fn the_definition_agrees_with_every_file() {
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let truth = golden.plan(&inputs, &choices).oracle().truth(Some(&golden.d_o()));
         assert_eq!(truth.iter().map(|defined| defined.name).collect::<Vec<_>>(), ["o", "lse", "dq", "dk", "dv"]);
         for Defined { name, values, sizes } in &truth {
@@ -171,9 +64,9 @@ fn the_definition_agrees_with_every_file() {
 
 #[test]
 fn single_rows_are_those_of_every_file() {
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let plan = golden.plan(&inputs, &choices);
         let (Dims { batch, heads, queries, dv, .. }, oracle) = (plan.dims(), plan.oracle());
         let (o, lse) = (golden.expected("o"), golden.expected("lse"));
@@ -194,12 +87,7 @@ fn plain_errors(golden: &Golden, oracle: &mut dyn Oracle) -> HashMap<&'static st
     let (random, mut worst, mut d_o) = (&mut Random::new(1), HashMap::new(), golden.d_o());
     let widths = [golden.q.shape[3], golden.k.shape[3], golden.v.shape[3]];
     for _ in 0..=siblings(golden.q.shape[2] * golden.k.shape[2]) {
-        let truth = oracle.truth(Some(&d_o));
-        for (plain, truth) in oracle.plain(Some(&d_o), Storage::F32).iter().flat_map(|all| all.iter().zip(&truth)) {
-            let errors = plain.values.iter().zip(&truth.values).filter(|(x, y)| x != y).map(|(x, y)| (x - y).abs());
-            let worst = worst.entry(truth.name).or_insert(0.0);
-            *worst = errors.fold(*worst, f64::max);
-        }
+        add_errors(&mut worst, oracle, &d_o);
         oracle.leaves().into_iter().zip(widths).for_each(|((_, leaf), width)| shuffle(random, leaf, width));
         shuffle(random, &mut d_o, widths[2]);
     }
@@ -210,9 +98,9 @@ fn plain_errors(golden: &Golden, oracle: &mut dyn Oracle) -> HashMap<&'static st
 #[test]
 fn the_kernel_keeps_the_budget_on_every_file() {
     let mut worst = 0.0f64;
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let plan = golden.plan(&inputs, &choices);
         let truth = plan.oracle().truth(Some(&golden.d_o()));
         let plain = plain_errors(&golden, plan.oracle().as_mut());
@@ -230,7 +118,7 @@ fn the_kernel_keeps_the_budget_on_every_file() {
 
 #[test]
 fn every_option_and_tensor_has_a_file() {
-    let files = Golden::all();
+    let files = files();
     for option in ["bits", "block", "samples", "min_len", "by_norm", "scale"] {
         assert!(files.iter().any(|golden| golden.file.options().contains_key(option)), "no file with {option}");
     }

@@ -3,97 +3,16 @@
 
 mod common;
 
-use common::data::{Tensors, repository};
+use common::golden::{Golden, add_errors, near};
 use common::heads::Tensor;
 use common::{Random, levels, values};
-use regard_core::mechanism::{Choices, Gradients, Inputs, Mechanism, Pass, Plan, Planned};
+use regard_core::mechanism::{Gradients, Plan, Planned};
 use regard_core::oracle::{Oracle, Storage};
-use regard_core::{Output, Par, Saved, Sight};
+use regard_core::{Output, Par, Saved};
 use std::collections::HashMap;
 
-/// One golden file: inputs as the kernel reads them, results as they were written.
-struct Golden {
-    name: String,
-    file: Tensors,
-    mechanism: Mechanism,
-    causal: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    d_o: Tensor,
-    gates: Option<Tensor>,
-    lengths: Option<Vec<usize>>,
-    lengths_q: Option<Vec<usize>>,
-    offsets: Option<Vec<usize>>,
-}
-
-impl Golden {
-    fn all() -> Vec<Golden> {
-        let folder = repository().join("golden/linear");
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
-        paths.sort();
-        assert_eq!(paths.len(), 20, "{}", folder.display());
-        paths.iter().map(|path| Golden::read(path)).collect()
-    }
-
-    fn read(path: &std::path::Path) -> Self {
-        let file = Tensors::read(path);
-        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        let tensor = |name: &str| file.floats(name).map(|array| Tensor::new(array.four(), narrowed(&array.values)));
-        let given = |name: &str| tensor(name).unwrap_or_else(|| panic!("{name} is not there"));
-        let counts = |name| Some(file.integers(name)?.values.iter().map(|&n| n as usize).collect());
-        let gates = tensor("gates");
-        let mut mechanism = Mechanism::by_name(if gates.is_some() { "gated_linear" } else { "linear" }).expect("it is listed");
-        let mut options = file.options();
-        let causal = options.remove("causal").expect("it is always there") == "true";
-        for (option, value) in options {
-            mechanism.set(&option, &value).unwrap_or_else(|error| panic!("{name}: {error}"));
-        }
-        let [q, k, v, d_o] = ["q", "k", "v", "do"].map(given);
-        let [lengths, lengths_q, offsets] = ["lengths", "lengths_q", "offsets_k"].map(counts);
-        Golden { name, mechanism, causal, q, k, v, d_o, gates, lengths, lengths_q, offsets, file }
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        let mut sight = if self.causal { Sight::causal() } else { Sight::full() };
-        if let Some(lengths) = &self.lengths {
-            sight = sight.lengths(lengths);
-        }
-        if let Some(lengths) = &self.lengths_q {
-            sight = sight.lengths_q(lengths);
-        }
-        if let Some(offsets) = &self.offsets {
-            sight = sight.offsets(offsets, offsets);
-        }
-        let gates = self.gates.as_ref().map(Tensor::view);
-        Inputs { gates, ..Inputs::new(self.q.view(), self.k.view(), self.v.view(), sight) }
-    }
-
-    fn plan<'a>(&'a self, choices: &'a Choices) -> Planned<'a> {
-        self.mechanism.plan(&self.inputs(), choices, Pass::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn choose(&self) -> Choices {
-        self.mechanism.choose(&self.inputs(), Pass::default(), Par::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn d_o(&self) -> Vec<f64> {
-        values(self.d_o.view())
-    }
-
-    fn expected(&self, name: &str) -> Vec<f64> {
-        self.file.floats(&format!("expected_{name}")).unwrap_or_else(|| panic!("{} has no expected_{name}", self.name)).values
-    }
-}
-
-/// The same numbers in f32; fails where one is not exact in it.
-fn narrowed(values: &[f64]) -> Vec<f32> {
-    let narrow = |&x: &f64| {
-        assert_eq!(f64::from(x as f32), x, "an input is not exact in f32");
-        x as f32
-    };
-    values.iter().map(narrow).collect()
+fn files() -> Vec<Golden> {
+    Golden::all("linear", 20, |file| if file.floats("gates").is_some() { "gated_linear" } else { "linear" })
 }
 
 /// Everything that the kernel computes.
@@ -116,23 +35,12 @@ fn run(golden: &Golden, plan: &Planned<'_>, par: Par) -> Vec<(&'static str, Vec<
     all.into_iter().filter_map(|(name, tensor)| Some((name, values(tensor?.view())))).collect()
 }
 
-/// Fails where a value is further from the written one than its budget; gives the worst share of it.
-fn near(how: &str, found: &[f64], expected: &[f64], budget: impl Fn(usize) -> f64) -> f64 {
-    assert_eq!(found.len(), expected.len(), "{how}");
-    let differ = found.iter().zip(expected).enumerate().filter(|(_, (x, y))| x != y);
-    let share = |(i, (x, y)): (usize, (&f64, &f64))| {
-        let share = (x - y).abs() / budget(i);
-        assert!(share <= 1.0, "{how}[{i}] is {x:e}, written {y:e}, {share:.2} of the budget");
-        share
-    };
-    differ.map(share).fold(0.0, f64::max)
-}
-
 #[test]
 fn the_definitions_agree_with_every_file() {
-    for golden in Golden::all() {
-        let choices = golden.choose();
-        let truth = golden.plan(&choices).oracle().truth(Some(&golden.d_o()));
+    for golden in files() {
+        let inputs = golden.inputs();
+        let choices = golden.choose(&inputs, Par::default());
+        let truth = golden.plan(&inputs, &choices).oracle().truth(Some(&golden.d_o()));
         for defined in &truth {
             let (name, expected) = (defined.name, golden.expected(defined.name));
             let budget = |i: usize| 1e-12 * defined.sizes[i].max(expected[i].abs());
@@ -149,12 +57,7 @@ fn plain_errors(golden: &Golden, mut oracle: Box<dyn Oracle>) -> HashMap<&'stati
     let (random, mut d_o) = (&mut Random::new(1), golden.d_o());
     let mut worst = HashMap::new();
     for _ in 0..6 {
-        let (truth, plain) = (oracle.truth(Some(&d_o)), oracle.plain(Some(&d_o), Storage::F32));
-        for (plain, truth) in plain.iter().flat_map(|all| all.iter().zip(&truth)) {
-            let errors = plain.values.iter().zip(&truth.values).map(|(x, y)| (x - y).abs());
-            let worst = worst.entry(truth.name).or_insert(0.0);
-            *worst = errors.fold(*worst, f64::max);
-        }
+        add_errors(&mut worst, oracle.as_ref(), &d_o);
         let mut leaves = oracle.leaves();
         let v = &mut leaves.iter_mut().find(|(name, _)| *name == "v").expect("it is a leaf").1;
         v.iter_mut().chain(&mut d_o).for_each(|x| *x *= random.pick(&[-1.0, 1.0]));
@@ -165,9 +68,10 @@ fn plain_errors(golden: &Golden, mut oracle: Box<dyn Oracle>) -> HashMap<&'stati
 #[test]
 fn the_kernel_keeps_the_budget_on_every_file() {
     let mut worst = 0.0f64;
-    for golden in Golden::all() {
-        let choices = golden.choose();
-        let plan = golden.plan(&choices);
+    for golden in files() {
+        let inputs = golden.inputs();
+        let choices = golden.choose(&inputs, Par::default());
+        let plan = golden.plan(&inputs, &choices);
         let (truth, plain) = (plan.oracle().truth(Some(&golden.d_o())), plain_errors(&golden, plan.oracle()));
         for level in levels() {
             for (name, found) in run(&golden, &plan, Par::default().level(level)) {
@@ -182,7 +86,7 @@ fn the_kernel_keeps_the_budget_on_every_file() {
 
 #[test]
 fn every_option_and_tensor_has_a_file() {
-    let files = Golden::all();
+    let files = files();
     for option in ["feature_map", "eps", "normalize", "window", "scale"] {
         assert!(files.iter().any(|golden| golden.file.options().contains_key(option)), "no file with {option}");
     }

@@ -3,115 +3,22 @@
 
 mod common;
 
-use common::data::{Tensors, repository};
+use common::golden::{Golden, add_errors, near};
 use common::heads::Tensor;
 use common::{Random, levels, values};
-use regard_core::mechanism::{Choices, Gradients, Inputs, Mechanism, Pass, Plan, Planned};
+use regard_core::mechanism::{Gradients, Inputs, Plan, Planned};
 use regard_core::oracle::{Defined, Oracle, Storage};
-use regard_core::{Dims, Output, Par, Problem, Saved, Scores, Sight, Strided};
+use regard_core::{Dims, Output, Par, Problem, Saved, Scores, Strided};
 use std::collections::HashMap;
 
-/// One golden file: inputs as the kernel reads them, results as they were written.
-struct Golden {
-    name: String,
-    file: Tensors,
-    mechanism: Mechanism,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    d_o: Tensor,
-    types: Option<Vec<i64>>,
-    type_logits: Option<Vec<f32>>,
-    lengths: Option<Vec<usize>>,
-    lengths_q: Option<Vec<usize>>,
+fn files() -> Vec<Golden> {
+    Golden::all("nats", 15, |_| "nats")
 }
 
-impl Golden {
-    fn all() -> Vec<Golden> {
-        let folder = repository().join("golden/nats");
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
-        paths.sort();
-        assert_eq!(paths.len(), 15, "{}", folder.display());
-        paths.iter().map(|path| Golden::read(path)).collect()
-    }
-
-    fn read(path: &std::path::Path) -> Self {
-        let file = Tensors::read(path);
-        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        let mut mechanism = Mechanism::by_name("nats").expect("it is listed");
-        for (option, value) in file.options() {
-            mechanism.set(&option, &value).unwrap_or_else(|error| panic!("{name}: {error}"));
-        }
-        let tensor = |name: &str| {
-            let array = file.floats(name).unwrap_or_else(|| panic!("{name} is not there"));
-            Tensor::new(array.four(), narrowed(&array.values))
-        };
-        let counts = |name| Some(file.integers(name)?.values.iter().map(|&n| n as usize).collect());
-        Golden {
-            name,
-            mechanism,
-            q: tensor("q"),
-            k: tensor("k"),
-            v: tensor("v"),
-            d_o: tensor("do"),
-            types: file.integers("types").map(|types| types.values),
-            type_logits: file.floats("type_logits").map(|logits| narrowed(&logits.values)),
-            lengths: counts("lengths"),
-            lengths_q: counts("lengths_q"),
-            file,
-        }
-    }
-
-    fn sight(&self) -> Sight<'_> {
-        let mut sight = Sight::causal();
-        if let Some(lengths) = &self.lengths {
-            sight = sight.lengths(lengths);
-        }
-        if let Some(lengths) = &self.lengths_q {
-            sight = sight.lengths_q(lengths);
-        }
-        sight
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            types: self.types.as_deref(),
-            type_logits: self.type_logits.as_deref(),
-            ..Inputs::new(self.q.view(), self.k.view(), self.v.view(), self.sight())
-        }
-    }
-
-    fn choose(&self, inputs: &Inputs<'_>) -> Choices {
-        self.mechanism.choose(inputs, Pass::default(), Par::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn plan<'a>(&'a self, inputs: &Inputs<'a>, choices: &'a Choices) -> Planned<'a> {
-        self.mechanism.plan(inputs, choices, Pass::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn d_o(&self) -> Vec<f64> {
-        values(self.d_o.view())
-    }
-
-    fn expected(&self, name: &str) -> Vec<f64> {
-        self.file.floats(&format!("expected_{name}")).unwrap_or_else(|| panic!("{} has no expected_{name}", self.name)).values
-    }
-
-    /// Tensors of results that are numbers.
-    fn results(&self) -> Vec<String> {
-        let names = self.file.names().into_iter().filter_map(|name| name.strip_prefix("expected_").map(str::to_owned));
-        names.filter(|name| !["types", "until", "visible"].contains(&name.as_str())).collect()
-    }
-}
-
-/// The same numbers in f32; fails where one is not exact in it.
-fn narrowed(values: &[f64]) -> Vec<f32> {
-    let narrow = |&x: &f64| {
-        assert_eq!(f64::from(x as f32), x, "an input is not exact in f32");
-        x as f32
-    };
-    values.iter().map(narrow).collect()
+/// Tensors of results that are numbers.
+fn results(golden: &Golden) -> Vec<String> {
+    let names = golden.file.names().into_iter().filter_map(|name| name.strip_prefix("expected_").map(str::to_owned));
+    names.filter(|name| !["types", "until", "visible"].contains(&name.as_str())).collect()
 }
 
 fn forward(plan: &Planned<'_>, par: Par) -> (Tensor, Vec<f32>) {
@@ -146,34 +53,19 @@ fn run(golden: &Golden, plan: &Planned<'_>, par: Par) -> Vec<(&'static str, Vec<
     all
 }
 
-/// Fails where a value is further from the written one than its budget; gives the worst share of it.
-fn near(how: &str, found: &[f64], expected: &[f64], budget: impl Fn(usize) -> f64) -> f64 {
-    assert_eq!(found.len(), expected.len(), "{how}");
-    let differ = found.iter().zip(expected).enumerate().filter(|(_, (x, y))| x != y);
-    let share = |(i, (x, y)): (usize, (&f64, &f64))| {
-        let share = (x - y).abs() / budget(i);
-        assert!(share <= 1.0, "{how}[{i}] is {x:e}, written {y:e}, {share:.2} of the budget");
-        share
-    };
-    differ.map(share).fold(0.0, f64::max)
-}
-
 #[test]
 fn types_and_lifetimes_are_those_of_every_file() {
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
-        for trace in golden.plan(&inputs, &choices).traces() {
-            let expected = golden.file.integers(&format!("expected_{}", trace.name)).expect("it is written");
-            assert_eq!((trace.shape, trace.values), (expected.shape, expected.values), "{} of {}", trace.name, golden.name);
-        }
+        let choices = golden.choose(&inputs, Par::default());
+        golden.check_traces(&golden.plan(&inputs, &choices), "");
     }
 }
 
 /// With all scores equal and unit vectors for values, `o` is above 0 where a row sees a key.
 #[test]
 fn rows_see_the_keys_of_every_file() {
-    for golden in Golden::all() {
+    for golden in files() {
         let expected = golden.file.flags("expected_visible").expect("it is written");
         let [_, _, keys, _] = golden.k.shape;
         let [batch, kv_heads, ..] = golden.v.shape;
@@ -182,7 +74,7 @@ fn rows_see_the_keys_of_every_file() {
         let units = (0..batch * kv_heads * keys * keys).map(|i| f32::from(u8::from(i / keys % keys == i % keys))).collect();
         let v = Tensor::new([batch, kv_heads, keys, keys], units);
         let inputs = Inputs { q: q.view(), k: k.view(), v: v.view(), ..golden.inputs() };
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let plan = golden.plan(&inputs, &choices);
         let pairs = expected.values.iter().filter(|&&sees| sees != 0).count();
         assert_eq!(plan.pairs(), pairs as u64, "{}", golden.name);
@@ -196,9 +88,9 @@ fn rows_see_the_keys_of_every_file() {
 
 #[test]
 fn the_definition_agrees_with_every_file() {
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let oracle = golden.plan(&inputs, &choices).oracle();
         let truth = oracle.truth(Some(&golden.d_o()));
         let mut names: Vec<String> = truth.iter().map(|defined| defined.name.to_owned()).collect();
@@ -211,7 +103,7 @@ fn the_definition_agrees_with_every_file() {
         }
         names.push("received".to_owned());
         names.sort();
-        let mut written = golden.results();
+        let mut written = results(&golden);
         written.sort();
         assert_eq!(names, written, "{}", golden.name);
     }
@@ -221,24 +113,16 @@ fn the_definition_agrees_with_every_file() {
 /// mask, where weights are both `e / Σe` and `exp(s - lse)`. A file has few numbers: of the latter also with other signs in q.
 fn plain_errors(golden: &Golden, oracle: &dyn Oracle) -> HashMap<&'static str, f64> {
     let visible = golden.file.flags("expected_visible").expect("it is written");
-    let sight = golden.sight().mask(Strided::contiguous(&visible.values, visible.four(), "mask").unwrap());
+    let sight = golden.inputs().sight.mask(Strided::contiguous(&visible.values, visible.four(), "mask").unwrap());
     let options = golden.file.options();
     let scale = options.get("scale").map(|scale| scale.parse().expect("a number"));
     let scores = scale.map_or_else(Scores::new, |scale| Scores::new().scale(scale));
     let mut masked = Problem::new(golden.q.view(), golden.k.view(), golden.v.view(), sight, scores).unwrap().definition();
     let (random, d_o) = (&mut Random::new(1), golden.d_o());
     let mut worst = HashMap::new();
-    let mut add = |oracle: &dyn Oracle| {
-        let truth = oracle.truth(Some(&d_o));
-        for (plain, truth) in oracle.plain(Some(&d_o), Storage::F32).iter().flat_map(|all| all.iter().zip(&truth)) {
-            let errors = plain.values.iter().zip(&truth.values).filter(|(x, y)| x != y).map(|(x, y)| (x - y).abs());
-            let worst = worst.entry(truth.name).or_insert(0.0);
-            *worst = errors.fold(*worst, f64::max);
-        }
-    };
-    add(oracle);
+    add_errors(&mut worst, oracle, &d_o);
     for _ in 0..6 {
-        add(&masked);
+        add_errors(&mut worst, &masked, &d_o);
         masked.q.iter_mut().for_each(|x| *x *= random.pick(&[-1.0, 1.0]));
     }
     worst
@@ -249,9 +133,9 @@ fn plain_errors(golden: &Golden, oracle: &dyn Oracle) -> HashMap<&'static str, f
 #[test]
 fn the_kernel_keeps_the_budget_on_every_file() {
     let mut worst = 0.0f64;
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let plan = golden.plan(&inputs, &choices);
         let oracle = plan.oracle();
         let (truth, plain) = (oracle.truth(Some(&golden.d_o())), plain_errors(&golden, oracle.as_ref()));
@@ -271,7 +155,7 @@ fn the_kernel_keeps_the_budget_on_every_file() {
 
 #[test]
 fn every_option_and_tensor_has_a_file() {
-    let files = Golden::all();
+    let files = files();
     for option in ["window", "query_typed", "scale"] {
         assert!(files.iter().any(|golden| golden.file.options().contains_key(option)), "no file with {option}");
     }

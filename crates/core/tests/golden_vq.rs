@@ -3,107 +3,16 @@
 
 mod common;
 
-use common::data::{Tensors, repository};
+use common::golden::{Golden, add_errors, near};
 use common::heads::Tensor;
 use common::{Random, levels, values};
-use regard_core::mechanism::{Choices, Inputs, Mechanism, Pass, Plan, Planned};
+use regard_core::mechanism::{Plan, Planned};
 use regard_core::oracle::{Oracle, Storage};
-use regard_core::{Output, Par, Problem, Saved, Scores, Sight, Strided};
+use regard_core::{Output, Par, Problem, Saved, Scores, Strided};
 use std::collections::HashMap;
 
-/// One golden file: inputs as the kernel reads them, results as they were written.
-struct Golden {
-    name: String,
-    file: Tensors,
-    mechanism: Mechanism,
-    causal: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    d_o: Tensor,
-    codebook: Tensor,
-    codebook_q: Option<Tensor>,
-    lengths: Option<Vec<usize>>,
-    lengths_q: Option<Vec<usize>>,
-}
-
-impl Golden {
-    fn all() -> Vec<Golden> {
-        let folder = repository().join("golden/vq");
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
-        paths.sort();
-        assert_eq!(paths.len(), 12, "{}", folder.display());
-        paths.iter().map(|path| Golden::read(path)).collect()
-    }
-
-    fn read(path: &std::path::Path) -> Self {
-        let file = Tensors::read(path);
-        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        let mut options = file.options();
-        let mut mechanism = Mechanism::by_name(&options.remove("mechanism").expect("it is written")).expect("it is listed");
-        let causal = options.remove("causal").expect("it is written") == "true";
-        for (option, value) in options {
-            mechanism.set(&option, &value).unwrap_or_else(|error| panic!("{name}: {error}"));
-        }
-        let find = |name: &str| {
-            let array = file.floats(name)?;
-            let shape = [vec![1; 4 - array.shape.len()], array.shape.clone()].concat();
-            Some(Tensor::new(shape.try_into().expect("four dimensions"), narrowed(&array.values)))
-        };
-        let tensor = |name: &str| find(name).unwrap_or_else(|| panic!("{name} is not there"));
-        let counts = |name| Some(file.integers(name)?.values.iter().map(|&n| n as usize).collect());
-        Golden {
-            name,
-            mechanism,
-            causal,
-            q: tensor("q"),
-            k: tensor("k"),
-            v: tensor("v"),
-            d_o: tensor("do"),
-            codebook: tensor("codebook"),
-            codebook_q: find("codebook_q"),
-            lengths: counts("lengths"),
-            lengths_q: counts("lengths_q"),
-            file,
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        let mut sight = if self.causal { Sight::causal() } else { Sight::full() };
-        if let Some(lengths) = &self.lengths {
-            sight = sight.lengths(lengths);
-        }
-        if let Some(lengths) = &self.lengths_q {
-            sight = sight.lengths_q(lengths);
-        }
-        Inputs {
-            codebook: Some(self.codebook.view()),
-            codebook_q: self.codebook_q.as_ref().map(Tensor::view),
-            ..Inputs::new(self.q.view(), self.k.view(), self.v.view(), sight)
-        }
-    }
-
-    fn choose(&self, inputs: &Inputs<'_>) -> Choices {
-        self.mechanism.choose(inputs, Pass::default(), Par::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn plan<'a>(&'a self, inputs: &Inputs<'a>, choices: &'a Choices) -> Planned<'a> {
-        self.mechanism.plan(inputs, choices, Pass::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
-    }
-
-    fn expected(&self, name: &str) -> Vec<f64> {
-        self.file.floats(&format!("expected_{name}")).unwrap_or_else(|| panic!("{} has no expected_{name}", self.name)).values
-    }
-}
-
-/// The same numbers in f32; fails where one is not exact in it.
-fn narrowed(values: &[f64]) -> Vec<f32> {
-    let narrow = |&x: &f64| {
-        assert_eq!(f64::from(x as f32), x, "an input is not exact in f32");
-        x as f32
-    };
-    values.iter().map(narrow).collect()
+fn files() -> Vec<Golden> {
+    Golden::all("vq", 12, |_| "vq")
 }
 
 /// Everything that the kernel computes.
@@ -120,28 +29,13 @@ fn run(golden: &Golden, plan: &Planned<'_>, par: Par) -> Vec<(&'static str, Vec<
     vec![("o", values(o.view())), ("lse", lse), ("dq", dq), ("dk", dk), ("dv", dv)]
 }
 
-/// Fails where a value is further from the written one than its budget; gives the worst share of it.
-fn near(how: &str, found: &[f64], expected: &[f64], budget: impl Fn(usize) -> f64) -> f64 {
-    assert_eq!(found.len(), expected.len(), "{how}");
-    let differ = found.iter().zip(expected).enumerate().filter(|(_, (x, y))| x != y);
-    let share = |(i, (x, y)): (usize, (&f64, &f64))| {
-        let share = (x - y).abs() / budget(i);
-        assert!(share <= 1.0, "{how}[{i}] is {x:e}, written {y:e}, {share:.2} of the budget");
-        share
-    };
-    differ.map(share).fold(0.0, f64::max)
-}
-
 #[test]
 fn codes_and_losses_are_those_of_every_file() {
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let plan = golden.plan(&inputs, &choices);
-        for trace in plan.traces() {
-            let expected = golden.file.integers(&format!("expected_{}", trace.name)).expect("it is written");
-            assert_eq!((trace.shape, trace.values), (expected.shape, expected.values), "{} of {}", trace.name, golden.name);
-        }
+        golden.check_traces(&plan, "");
         let loss: Vec<f64> = plan.loss().into_iter().collect();
         let expected = golden.file.floats("expected_loss").map_or_else(Vec::new, |loss| loss.values);
         // The weight is an option in f32.
@@ -151,9 +45,9 @@ fn codes_and_losses_are_those_of_every_file() {
 
 #[test]
 fn the_definition_agrees_with_every_file() {
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let oracle = golden.plan(&inputs, &choices).oracle();
         let truth = oracle.truth(Some(&values(golden.d_o.view())));
         assert_eq!(truth.iter().map(|defined| defined.name).collect::<Vec<_>>(), ["o", "lse", "dq", "dk", "dv"]);
@@ -179,7 +73,7 @@ fn quantised(rows: &Tensor, codebook: &Tensor, codes: &[i64]) -> Tensor {
 /// weights are both `e / Σe` and `exp(s - lse)`. A file has few numbers: of the latter also with other signs in v.
 fn plain_errors(golden: &Golden, oracle: &dyn Oracle) -> HashMap<&'static str, f64> {
     let codes = |name: &str| golden.file.integers(&format!("expected_{name}")).expect("it is written").values;
-    let k = quantised(&golden.k, &golden.codebook, &codes("codes"));
+    let k = quantised(&golden.k, golden.codebook.as_ref().expect("it is read"), &codes("codes"));
     let q = golden.codebook_q.as_ref().map_or_else(|| golden.q.clone(), |codebook| quantised(&golden.q, codebook, &codes("codes_q")));
     let (options, d_o) = (golden.file.options(), values(golden.d_o.view()));
     let gap: usize = options.get("exclude_recent").map_or(0, |_| options["recent"].parse().expect("an integer"));
@@ -192,18 +86,10 @@ fn plain_errors(golden: &Golden, oracle: &dyn Oracle) -> HashMap<&'static str, f
     let scores = options.get("scale").map_or_else(Scores::new, |scale| Scores::new().scale(scale.parse().expect("a number")));
     let mut exact = Problem::new(q.view(), k.view(), golden.v.view(), sight, scores).unwrap().definition();
     let mut worst = HashMap::new();
-    let mut add = |oracle: &dyn Oracle| {
-        let truth = oracle.truth(Some(&d_o));
-        for (plain, truth) in oracle.plain(Some(&d_o), Storage::F32).iter().flat_map(|all| all.iter().zip(&truth)) {
-            let errors = plain.values.iter().zip(&truth.values).filter(|(x, y)| x != y).map(|(x, y)| (x - y).abs());
-            let worst = worst.entry(truth.name).or_insert(0.0);
-            *worst = errors.fold(*worst, f64::max);
-        }
-    };
-    add(oracle);
+    add_errors(&mut worst, oracle, &d_o);
     let random = &mut Random::new(1);
     for _ in 0..6 {
-        add(&exact);
+        add_errors(&mut worst, &exact, &d_o);
         exact.v.iter_mut().for_each(|x| *x *= random.pick(&[-1.0, 1.0]));
     }
     worst
@@ -212,9 +98,9 @@ fn plain_errors(golden: &Golden, oracle: &dyn Oracle) -> HashMap<&'static str, f
 #[test]
 fn the_kernel_keeps_the_budget_on_every_file() {
     let mut worst = 0.0f64;
-    for golden in Golden::all() {
+    for golden in files() {
         let inputs = golden.inputs();
-        let choices = golden.choose(&inputs);
+        let choices = golden.choose(&inputs, Par::default());
         let plan = golden.plan(&inputs, &choices);
         let oracle = plan.oracle();
         let (truth, plain) = (oracle.truth(Some(&values(golden.d_o.view()))), plain_errors(&golden, oracle.as_ref()));
@@ -231,7 +117,7 @@ fn the_kernel_keeps_the_budget_on_every_file() {
 
 #[test]
 fn every_option_and_tensor_has_a_file() {
-    let files = Golden::all();
+    let files = files();
     for option in ["mechanism", "causal", "block", "recent", "exclude_recent", "beta", "scale"] {
         assert!(files.iter().any(|golden| golden.file.options().contains_key(option)), "no file with {option}");
     }

@@ -6,9 +6,9 @@ use common::Random;
 use common::heads::{Heads, sizes};
 use common::sample::Sample;
 use common::steps::{Sequence, definition, rows};
-use regard_core::mechanism::{Exact, Inputs, Local, Mechanism, Memory, Pass, Plan, State, Tokens};
+use regard_core::mechanism::{Exact, Inputs, Local, Mechanism, Memory, Pass, Plan, State, Token, Tokens};
 use regard_core::oracle::Storage;
-use regard_core::{Alignment, Par, Sight};
+use regard_core::{Alignment, Output, Par, Sight, Strided, StridedMut, View, ViewMut};
 
 /// Four query heads on two kv heads, 16 features in keys and 12 in values.
 fn sequence(tokens: usize, seed: u64) -> Sequence {
@@ -145,6 +145,44 @@ fn a_ring_stops_growing() {
     for (window, sinks) in [(1, 0), (16, 4), (100, 3)] {
         let bytes = bytes(&local(window, sinks), 400);
         assert!(bytes[window + sinks - 1..].iter().all(|&held| held == (window + sinks) * ENTRY), "{bytes:?}");
+    }
+}
+
+/// A million tokens, one feature in keys, two in values; four of the codes are enough.
+#[test]
+fn sums_do_not_grow_in_a_million_steps() {
+    for (name, option) in
+        [("linear", None), ("gated_linear", None), ("vq", None), ("vq_qk", None), ("vq", Some(("exclude_recent", "true")))]
+    {
+        let mut mechanism = Mechanism::by_name(name).unwrap();
+        if let Some((option, value)) = option {
+            mechanism.set(option, value).unwrap();
+            mechanism.set("recent", "8").unwrap();
+        }
+        let needs = mechanism.about().needs[0];
+        let mut state = mechanism.start().unwrap();
+        let (codewords, gate) = ([-1.0f32, -0.2, 0.3, 1.0], [-0.01f32]);
+        let words = View::from(Strided::contiguous(&codewords, [1, 1, 4, 1], "codebook").unwrap());
+        let gates = View::from(Strided::contiguous(&gate, [1, 1, 1, 1], "gates").unwrap());
+        let (mut random, mut held, mut o) = (Random::new(21), 0, [0.0f32; 2]);
+        for t in 0..1_000_000 {
+            let (key, value) = ([random.normal()], [random.normal(), random.normal()]);
+            let k = View::from(Strided::contiguous(&key, [1, 1, 1, 1], "k").unwrap());
+            let v = View::from(Strided::contiguous(&value, [1, 1, 1, 2], "v").unwrap());
+            let kept = Tokens {
+                gates: needs.contains(&"gates").then_some(gates),
+                codebook: needs.contains(&"codebook").then_some(words),
+                codebook_q: needs.contains(&"codebook_q").then_some(words),
+                ..Tokens::new(k, v)
+            };
+            let out = ViewMut::F32(StridedMut::contiguous(&mut o, [1, 1, 1, 2], "o").unwrap());
+            state.step(&Token { q: k, kept, bias: None, mask: None }, &mut Output { o: out, lse: None }, Par::serial()).unwrap();
+            if t == 1000 {
+                held = state.bytes();
+            }
+        }
+        assert!(held > 0 && state.bytes() == held && state.tokens() == 1_000_000, "{name}: {held}, then {}", state.bytes());
+        assert!(o.iter().all(|x| x.is_finite()), "{name}: {o:?}");
     }
 }
 

@@ -52,7 +52,7 @@ pub struct AttentionLayerConfig {
     /// Where the layer's learned thresholds of heads start, for the mechanism `clustered`; without it there are none.
     #[config(default = "None")]
     pub threshold: Option<f64>,
-    /// Whether the layer has gates of keys and outputs, for the mechanism `gated_linear`.
+    /// Whether the layer has gates of keys and outputs, for the mechanism `gated_linear`; of two mechanisms together it gates the outputs of both.
     #[config(default = false)]
     pub gates: bool,
     /// Codewords of keys for each kv head, for the mechanisms `vq` and `vq_qk`; no codebook without it.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each suite uses a part")]
 
 pub mod data;
+pub mod golden;
 pub mod heads;
 pub mod sample;
 pub mod steps;
