@@ -8,6 +8,10 @@ check:
     bash .ci/run
 
 # The main job on a built-in default
+compare *arguments:
+    cargo run --release -- compare {{arguments}}
+
+# This machine's ceilings, and every mechanism beside them
 bench *arguments:
     cargo run --release -- bench {{arguments}}
 
