@@ -31,6 +31,17 @@ pub enum Error {
     },
     /// A model, a mechanism or a task that do not fit one another.
     Model(regard::Error),
+    /// A checkpoint that a model starts from.
+    Checkpoint(regard_models::Error),
+}
+
+impl From<regard_models::Error> for Error {
+    fn from(error: regard_models::Error) -> Self {
+        match error {
+            regard_models::Error::Operation(error) => Error::Model(error),
+            other => Error::Checkpoint(other),
+        }
+    }
 }
 
 impl From<regard::Error> for Error {
@@ -63,6 +74,7 @@ impl std::fmt::Display for Error {
             Error::Data { path, place, message } => write!(f, "{}: {place}: {message}", path.display()),
             Error::Key { key, message } => write!(f, "{key}: {message}"),
             Error::Model(error) => error.fmt(f),
+            Error::Checkpoint(error) => error.fmt(f),
         }
     }
 }
@@ -72,6 +84,7 @@ impl std::error::Error for Error {
         match self {
             Error::File { source, .. } => Some(source),
             Error::Model(error) => Some(error),
+            Error::Checkpoint(error) => Some(error),
             _ => None,
         }
     }

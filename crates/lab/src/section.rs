@@ -86,6 +86,11 @@ impl Section {
         Ok(self.take(key)?.unwrap_or(default))
     }
 
+    /// The value of a key, which stays.
+    pub fn peek(&self, key: &str) -> Option<&Value> {
+        self.values.get(key)
+    }
+
     /// The value of a key as it stands.
     pub fn value(&mut self, key: &str) -> Option<Value> {
         self.asked.push(key.to_owned());

@@ -32,6 +32,13 @@ pub enum Error {
     },
     /// A text that cannot be made into tokens.
     Text(String),
+    /// A mechanism that an encoder cannot have inside.
+    Mechanism {
+        /// As the list has it.
+        name: &'static str,
+        /// Why not.
+        reason: String,
+    },
     /// What the operations refuse.
     Operation(regard::Error),
 }
@@ -49,6 +56,7 @@ impl fmt::Display for Error {
             Error::Tensor { path, tensor, message } => write!(f, "{}: tensor \"{tensor}\" {message}", path.display()),
             Error::Name { name, message } => write!(f, "model {name}: {message}"),
             Error::Text(message) => f.write_str(message),
+            Error::Mechanism { name, reason } => write!(f, "{name} does not fit into an encoder: {reason}"),
             Error::Operation(error) => error.fmt(f),
         }
     }

@@ -1,14 +1,14 @@
 //! `regard embed`: a vector for every line of text.
 
 mod sink;
-mod texts;
+pub mod texts;
 
 use crate::arguments::{self, Execution};
 use crate::chosen::{Chosen, Setting};
 use crate::failure::{Failure, warn};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use regard_models::{Attention, Error, Folder, Pooling, TextEncoder, Tokens, batches};
+use regard_models::{Attention, Encoder, Error, Folder, Pooling, TextEncoder, Tokens, batches};
 use sink::Sink;
 use std::path::PathBuf;
 use texts::Texts;
@@ -80,6 +80,7 @@ pub fn run(embed: &Embed) -> Result<(), Failure> {
     let mut sink = Sink::new(embed.output.as_deref(), embed.ids)?;
     let texts = Texts::read(&embed.files)?;
     let (mechanism, reducer) = Chosen::pair(&embed.mechanism, embed.reducer.as_deref(), &embed.set)?;
+    Encoder::check(&mechanism).map_err(|error| Failure::Usage(error.to_string()))?;
     let model = open(&embed.model)?.with_attention(Attention::full().mechanism(mechanism));
     let model = match reducer {
         Some(reducer) => model.with_reducer(reducer),

@@ -1,7 +1,7 @@
-//! `regard compare`: several mechanisms and reducers on one task, side by side.
+//! `regard compare`: several mechanisms and reducers on one task, side by side, each trained; or with `--model`, none.
 
 use super::watch::Watch;
-use super::{check_folder, describe, in_file, origin, page_draft, refuse, section, table, write_page};
+use super::{check_folder, describe, in_file, origin, page_draft, refuse, section, swap, table, write_page};
 use crate::arguments::{Execution, Json};
 use crate::failure::Failure;
 use crate::memory::peak_during;
@@ -22,11 +22,14 @@ const DEFAULT_NAME: &str = "configs/compare.yaml";
 #[derive(Args)]
 #[command(
     after_help = "Without a configuration: recall of five mechanisms, in less than three minutes on two cores. With an output folder, what is finished is
-kept, and an interrupted comparison goes on with --resume.
+kept, and an interrupted comparison goes on with --resume. With --model nothing is trained: the parameters of a run or of an encoder stay, and
+the mechanism is swapped.
 
 Examples:
   regard compare --report page.html
-  regard compare configs/recall.yaml --output runs/recall --json recall.json"
+  regard compare configs/recall.yaml --output runs/recall --json recall.json
+  regard compare --model runs/shakespeare --attention exact,local --set local.window=32
+  regard compare --model all-MiniLM-L6-v2 --data texts.txt"
 )]
 pub struct Compare {
     /// What to compare: task, model, train, seeds, configurations, lengths
@@ -38,23 +41,33 @@ pub struct Compare {
     /// Go on with the comparison that is in the folder
     #[arg(long, requires = "output")]
     resume: bool,
-    /// Folder that the task's paths start from; that of the configuration without it
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Set a key of the configuration, such as train.steps=500
+    /// Folder that the task's paths start from, that of the configuration without it; with --model a file: texts, one a line or the column
+    /// text of a .tsv, for an encoder, another test split for a run
+    #[arg(long, value_name = "DIR|FILE")]
+    pub(super) data: Option<PathBuf>,
+    /// Keep the parameters and swap the mechanism: folder of a run that regard train made, or of an encoder from Hugging Face
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "output", "resume"])]
+    model: Option<PathBuf>,
+    /// With --model, mechanisms and reducers, as regard list names them; all that fit without it
+    #[arg(long, value_name = "A,B", value_delimiter = ',', requires = "model")]
+    pub(super) attention: Vec<String>,
+    /// Set a key of the configuration, such as train.steps=500; with --model an option, such as local.window=32
     #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    pub(super) set: Vec<String>,
     /// Write a page of the comparison
     #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
+    pub(super) report: Option<PathBuf>,
     #[command(flatten)]
-    json: Json,
+    pub(super) json: Json,
     #[command(flatten)]
-    execution: Execution,
+    pub(super) execution: Execution,
 }
 
 /// Trains everything, measures everything, and leaves a record.
 pub fn run(compare: &Compare) -> Result<(), Failure> {
+    if let Some(model) = &compare.model {
+        return swap::run(compare, model);
+    }
     let par = compare.execution.par()?;
     let target = JsonTarget::new(compare.json.path())?;
     let page = page_draft(compare.report.as_ref())?;

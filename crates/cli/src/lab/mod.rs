@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod eval;
+mod swap;
 mod table;
 pub mod train;
 mod watch;

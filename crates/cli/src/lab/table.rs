@@ -10,7 +10,12 @@ use std::fmt::Write as _;
 pub fn table(all: &[Compared], facts: &Facts) -> String {
     let lengths: Vec<u64> = all.first().map(|first| first.inference.iter().map(|speed| speed.length).collect()).unwrap_or_default();
     let wide = all.iter().map(|compared| compared.name.chars().count()).max().unwrap_or(0).max("configuration".len());
-    let mut text = format!("\n{:<wide$}  {:>12} {:>26} {:>6}", "configuration", facts.metric.name(), "against exact (95%)", "kept");
+    let shot = all.iter().any(|compared| compared.zero_shot().is_some());
+    let mut text = format!("\n{:<wide$}  {:>12}", "configuration", facts.metric.name());
+    if shot {
+        let _ = write!(text, " {:>9}", "zero-shot");
+    }
+    let _ = write!(text, " {:>26} {:>6}", "against exact (95%)", "kept");
     for length in &lengths {
         let _ = write!(text, " {:>9} {:>9} {:>9}", format!("train {}", short(*length)), format!("infer {}", short(*length)), "memory");
     }
@@ -20,13 +25,11 @@ pub fn table(all: &[Compared], facts: &Facts) -> String {
         let mark = if front { '*' } else { ' ' };
         let kept =
             compared.runs.first().and_then(|run| run.kept.last()).map_or_else(|| "-".to_owned(), |kept| format!("{:.0}%", 100.0 * kept));
-        let _ = write!(
-            text,
-            "{:<wide$}{mark} {:>12} {:>26} {kept:>6}",
-            compared.name,
-            format!("{:.4}", compared.quality()),
-            difference(compared)
-        );
+        let _ = write!(text, "{:<wide$}{mark} {:>12}", compared.name, format!("{:.4}", compared.quality()));
+        if shot {
+            let _ = write!(text, " {:>9}", compared.zero_shot().map_or_else(|| "-".to_owned(), |quality| format!("{quality:.4}")));
+        }
+        let _ = write!(text, " {:>26} {kept:>6}", difference(compared));
         for length in &lengths {
             let at = |speeds: &[Speed]| speeds.iter().find(|speed| speed.length == *length).copied();
             let (training, inference) = (at(&compared.training), at(&compared.inference));

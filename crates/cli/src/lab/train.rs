@@ -67,7 +67,7 @@ pub fn run(train: &Train) -> Result<(), Failure> {
     }
     experiment.keep(&train.output).map_err(refuse)?;
     let mut watch = Watch::new(&experiment.run.mixing.name);
-    let outcome = experiment.run.train(task, Some(&train.output), &mut |event| watch.event(&event)).map_err(refuse)?;
+    let outcome = experiment.train(Some(&train.output), &mut |event| watch.event(&event)).map_err(refuse)?;
     watch.finish();
     let finished = Finished::new(&experiment.run, task, outcome);
     let record = Contents::TrainingRun(training_run(

@@ -37,12 +37,18 @@ impl Outcome {
     /// Ended with this code and said all of this, without a word of a panic.
     #[track_caller]
     pub fn refused(&self, code: i32, fragments: &[&str]) {
+        self.refused_after(code, fragments);
+        assert_eq!(self.stdout, "", "{self:?}");
+    }
+
+    /// The same of a call that may have told of the data first.
+    #[track_caller]
+    pub fn refused_after(&self, code: i32, fragments: &[&str]) {
         assert_eq!(self.code, code, "{self:?}");
         for fragment in fragments {
             assert!(self.stderr.contains(fragment), "{fragment:?} is not in {self:?}");
         }
         assert!(!self.stderr.contains("panic") && !self.stderr.contains("internal error"), "{self:?}");
-        assert_eq!(self.stdout, "", "{self:?}");
     }
 
     /// Ended well.

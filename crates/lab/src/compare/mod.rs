@@ -1,18 +1,27 @@
 //! Several configurations on one task under one budget, with the same seeds, the same examples and the same start.
 //!
 //! Every (configuration, seed) is a training run in a folder of its own; one that is finished is not repeated, one that was stopped goes on.
+//! With `start: exact`, or a teacher, the run of exact attention with the same seed comes first.
+//!
+//! Without training, [`swapped`] keeps the parameters of a finished run and swaps the mechanism, [`agreements`] does that with an encoder of a
+//! checkpoint.
 
+mod agreement;
 mod interval;
 mod speed;
+mod swap;
 
+pub use agreement::{Agreement, agreements};
 pub use interval::{Interval, paired};
 pub use speed::{Peak, speeds};
+pub use swap::{fitting, swapped};
 
 use crate::Error;
-use crate::model::{Mixing, ModelConfig};
+use crate::model::{Mixing, Model, ModelConfig};
 use crate::section::Section;
-use crate::task::Task;
-use crate::train::{Event, Line, Outcome, Run, Training};
+use crate::task::{Facts, Task};
+use crate::train::{Event, Line, Outcome, Parents, Run, Start, Training, load_kept};
+use burn::tensor::Device;
 use regard_core::mechanism::Mechanism;
 use regard_report::schema;
 use serde::{Deserialize, Serialize};
@@ -25,7 +34,7 @@ use std::path::{Path, PathBuf};
 pub struct Comparison {
     /// Sizes of every model.
     pub model: ModelConfig,
-    /// How each is trained; its seed is one of `seeds`.
+    /// How each is trained; its seed is one of `seeds`. What starts as exact attention or learns from it is not exact attention itself.
     pub training: Training,
     /// One run of each configuration for each.
     pub seeds: Vec<u64>,
@@ -46,6 +55,9 @@ pub struct Finished {
     pub fingerprint: String,
     /// The task's metric on the test split.
     pub quality: f64,
+    /// The metric there ahead of training, where parameters started as those of exact attention.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub zero_shot: Option<f64>,
     /// The metric of every example there.
     pub scores: Vec<f32>,
     /// Share of the tokens that left each layer there.
@@ -103,13 +115,14 @@ pub struct Watch<'a> {
 }
 
 impl Comparison {
-    /// Reads what stands under `model`, `train`, `seeds`, `configurations` and `lengths`.
+    /// Reads what stands under `model`, `train`, `seeds`, `configurations`, `lengths` and `start`.
     ///
     /// # Errors
     /// An unknown key, a value out of its range, or two configurations of one name.
     pub fn read(section: &mut Section) -> Result<Self, Error> {
         let model = ModelConfig::read(section.section("model")?)?;
         let training = Training::read(section.section("train")?)?;
+        let training = Training { start: section.take::<Start>("start")?, ..training };
         let seeds: Vec<u64> = section.or("seeds", vec![training.seed])?;
         let written: Vec<Value> = section.or("configurations", Vec::new())?;
         let mixing = |(at, value): (usize, &Value)| Mixing::read(&format!("configurations[{at}]"), value);
@@ -129,10 +142,28 @@ impl Comparison {
             return Err(Error::key("seeds", "there is none; write seeds: [0]"));
         }
         let names: Vec<&str> = self.configurations.iter().map(|mixing| mixing.name.as_str()).collect();
-        match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
-            Some((_, name)) => Err(Error::key("configurations", format!("two are named \"{name}\"; give one a name: of its own"))),
-            None => Ok(()),
+        if let Some((_, name)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+            return Err(Error::key("configurations", format!("two are named \"{name}\"; give one a name: of its own")));
         }
+        if self.follows() && self.exact().is_none() {
+            return Err(Error::key("configurations", "exact is not among them, which the others start as or learn from; add exact"));
+        }
+        match &self.training.distil {
+            Some(distil) if distil.from.is_some() => {
+                Err(Error::key("train.distil.from", "in a comparison the teacher is exact attention of the same seed; leave it out"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the others need what exact attention learned.
+    fn follows(&self) -> bool {
+        self.training.start.is_some() || self.training.distil.is_some()
+    }
+
+    /// The first configuration of exact attention without a reducer.
+    fn exact(&self) -> Option<usize> {
+        self.configurations.iter().position(is_exact)
     }
 
     /// Trains and measures everything. Speeds come last, one behind the other, so that they are measured under one load.
@@ -140,14 +171,26 @@ impl Comparison {
     /// # Errors
     /// The first thing that goes wrong.
     pub fn run(&self, task: &dyn Task, folder: Option<&Path>, watch: &mut Watch<'_>) -> Result<Vec<Compared>, Error> {
-        let mut all = Vec::new();
-        for mixing in &self.configurations {
-            let runs = self.seeds.iter().map(|&seed| self.finished(mixing, seed, task, folder, watch)).collect::<Result<Vec<_>, _>>()?;
-            let config = Value::Object(mixing.written.clone());
-            let (name, difference) = (mixing.name.clone(), None);
-            all.push(Compared { name, config, runs, difference, training: Vec::new(), inference: Vec::new() });
+        self.rehearse(task)?;
+        let place = Place { task, folder };
+        let mut order: Vec<usize> = (0..self.configurations.len()).collect();
+        let first = self.exact().filter(|_| self.follows());
+        order.sort_by_key(|&at| Some(at) != first);
+        let (mut all, mut exact): (Vec<Compared>, Vec<Model>) = (Vec::new(), Vec::new());
+        for &at in &order {
+            let mixing = &self.configurations[at];
+            let mut runs = Vec::new();
+            for (which, &seed) in self.seeds.iter().enumerate() {
+                let (finished, model) = self.finished(mixing, seed, exact.get(which), place, watch)?;
+                runs.push(finished);
+                exact.extend(model.filter(|_| Some(at) == first));
+            }
+            all.push(Compared { config: Value::Object(mixing.written.clone()), ..Compared::of(&mixing.name, runs) });
         }
-        self.pair(&mut all);
+        let mut all: Vec<(usize, Compared)> = order.into_iter().zip(all).collect();
+        all.sort_by_key(|(at, _)| *at);
+        let mut all: Vec<Compared> = all.into_iter().map(|(_, compared)| compared).collect();
+        pair(&mut all, self.exact());
         for (mixing, compared) in self.configurations.iter().zip(&mut all) {
             for length in self.measured(task) {
                 (watch.progress)(Progress::Measures(&mixing.name, length));
@@ -159,6 +202,16 @@ impl Comparison {
         Ok(all)
     }
 
+    /// Refuses what does not fit into an encoder before hours are spent on the rest.
+    fn rehearse(&self, task: &dyn Task) -> Result<(), Error> {
+        if matches!(self.model, ModelConfig::Sizes(_)) {
+            return Ok(());
+        }
+        let longest = self.measured(task).into_iter().max().unwrap_or_default();
+        let facts = Facts { longest, ..task.facts().clone() };
+        self.configurations.iter().try_for_each(|mixing| Model::new(&self.model, mixing, &facts, 0, &Device::flex()).map(drop))
+    }
+
     /// The task's own length and the others, rising.
     fn measured(&self, task: &dyn Task) -> Vec<usize> {
         let mut lengths = self.lengths.clone();
@@ -168,43 +221,63 @@ impl Comparison {
         lengths
     }
 
+    /// The run of a configuration. Exact attention has nobody to start as or to learn from.
     fn of(&self, mixing: &Mixing, seed: u64) -> Run {
-        Run { model: self.model.clone(), mixing: mixing.clone(), training: Training { seed, ..self.training.clone() } }
-    }
-
-    /// Differences from exact attention without a reducer.
-    fn pair(&self, all: &mut [Compared]) {
-        let is_exact = |mixing: &Mixing| matches!(mixing.mechanism, Mechanism::Exact(_)) && mixing.reducer.is_none();
-        let Some(exact) = self.configurations.iter().position(is_exact) else { return };
-        let scores = |compared: &Compared| compared.runs.iter().map(|run| run.scores.clone()).collect::<Vec<_>>();
-        let truth = scores(&all[exact]);
-        for (_, compared) in all.iter_mut().enumerate().filter(|(at, _)| *at != exact) {
-            compared.difference = paired(&scores(compared), &truth);
+        let mut training = Training { seed, ..self.training.clone() };
+        if self.exact().is_some_and(|exact| self.configurations[exact].name == mixing.name) {
+            (training.start, training.distil) = (None, None);
         }
+        Run { model: self.model.clone(), mixing: mixing.clone(), training }
     }
 
+    /// What a run came to, and its model where it is at hand or others follow it.
     fn finished(
         &self,
         mixing: &Mixing,
         seed: u64,
-        task: &dyn Task,
-        folder: Option<&Path>,
+        exact: Option<&Model>,
+        place: Place<'_>,
         watch: &mut Watch<'_>,
-    ) -> Result<Finished, Error> {
+    ) -> Result<(Finished, Option<Model>), Error> {
         let run = self.of(mixing, seed);
-        let own = folder.map(|folder| folder.join(file_name(&mixing.name)).join(format!("seed-{seed}")));
-        if let Some(finished) = own.as_deref().map(|own| earlier(own, &run, task)).transpose()?.flatten() {
+        let own = place.folder.map(|folder| folder.join(file_name(&mixing.name)).join(format!("seed-{seed}")));
+        if let Some(finished) = own.as_deref().map(|own| earlier(own, &run, place.task)).transpose()?.flatten() {
             (watch.progress)(Progress::Found(&mixing.name, seed));
-            return Ok(finished);
+            let followed = own.filter(|_| self.follows() && exact.is_none());
+            let model = followed.map(|own| load_kept(&run, place.task, &own)).transpose()?;
+            return Ok((finished, model.map(|(model, _)| model)));
         }
         (watch.progress)(Progress::Begins(&mixing.name, seed));
-        let outcome = run.train(task, own.as_deref(), &mut |event| (watch.progress)(Progress::Training(&event)))?;
-        let finished = Finished::new(&run, task, outcome);
+        let parents = Parents { start: exact.filter(|_| run.training.start.is_some()), teacher: exact };
+        let outcome = run.train_from(parents, place.task, own.as_deref(), &mut |event| (watch.progress)(Progress::Training(&event)))?;
+        let model = outcome.model.clone();
+        let finished = Finished::new(&run, place.task, outcome);
         if let Some(own) = &own {
             write(&own.join(RESULT), &finished)?;
         }
         (watch.progress)(Progress::Finished(&mixing.name, &finished));
-        Ok(finished)
+        Ok((finished, Some(model)))
+    }
+}
+
+/// What is learned, and where runs are kept.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    task: &'a dyn Task,
+    folder: Option<&'a Path>,
+}
+
+fn is_exact(mixing: &Mixing) -> bool {
+    matches!(mixing.mechanism, Mechanism::Exact(_)) && mixing.reducer.is_none()
+}
+
+/// Differences of all others from the one that is exact attention without a reducer.
+fn pair(all: &mut [Compared], exact: Option<usize>) {
+    let Some(exact) = exact else { return };
+    let scores = |compared: &Compared| compared.runs.iter().map(|run| run.scores.clone()).collect::<Vec<_>>();
+    let truth = scores(&all[exact]);
+    for (_, compared) in all.iter_mut().enumerate().filter(|(at, _)| *at != exact) {
+        compared.difference = paired(&scores(compared), &truth);
     }
 }
 
@@ -256,6 +329,7 @@ impl Finished {
             config: run.json(),
             fingerprint: task.facts().fingerprint.clone(),
             quality: outcome.test.quality,
+            zero_shot: outcome.zero_shot,
             scores: outcome.test.scores,
             kept: outcome.test.kept,
             parameters: outcome.parameters as u64,
@@ -270,6 +344,8 @@ impl Finished {
         schema::Run {
             seed: self.seed,
             quality: Some(self.quality),
+            worst: None,
+            zero_shot: self.zero_shot,
             tokens_kept: self.kept.clone(),
             training: Vec::new(),
             inference: Vec::new(),
@@ -298,8 +374,19 @@ pub fn curve(lines: &[Line]) -> Vec<schema::Moment> {
 impl Compared {
     /// One run, with nothing to compare it with.
     pub fn alone(name: &str, run: Finished) -> Self {
-        let config = run.config.clone();
-        Compared { name: name.into(), config, runs: vec![run], difference: None, training: Vec::new(), inference: Vec::new() }
+        Self::of(name, vec![run])
+    }
+
+    /// The runs of one configuration, nothing measured yet.
+    fn of(name: &str, runs: Vec<Finished>) -> Self {
+        let config = runs.first().map_or(Value::Null, |run| run.config.clone());
+        Compared { name: name.into(), config, runs, difference: None, training: Vec::new(), inference: Vec::new() }
+    }
+
+    /// Mean quality over seeds ahead of training, where that was measured.
+    pub fn zero_shot(&self) -> Option<f64> {
+        let all: Vec<f64> = self.runs.iter().filter_map(|run| run.zero_shot).collect();
+        (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
     }
 
     /// As a record says it. Speeds, which are measured once, stand with the first seed.

@@ -29,7 +29,8 @@ pub type Peak<'a> = &'a dyn Fn(&mut dyn FnMut()) -> Option<u64>;
 pub fn speeds(run: &Run, task: &dyn Task, length: usize, peak: Peak<'_>) -> Result<[Speed; 2], Error> {
     let facts = Facts { longest: length.max(task.facts().longest), ..task.facts().clone() };
     let sequences = TOGETHER.div_ceil(length);
-    let examples = (0..sequences as u64).map(|at| Ok(repeated(task.example(Split::Train, at)?, &facts, length)));
+    let size = facts.sizes[0].unwrap_or(u64::MAX).max(1);
+    let examples = (0..sequences as u64).map(|at| Ok(repeated(task.example(Split::Train, at % size)?, &facts, length)));
     let batch = Batch::pack(examples.collect::<Result<_, Error>>()?, &facts);
     let device = Device::flex().autodiff();
     let model = Model::new(&run.model, &run.mixing, &facts, 0, &device)?;

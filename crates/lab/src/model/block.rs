@@ -1,6 +1,6 @@
 //! One pre-norm layer: `a = x + attention(norm(x))`, tokens leave or merge, `y = a + down(f(up(norm(a))))`. Xiong et al. 2020.
 
-use super::{Mixing, ModelConfig, Positions, Precision};
+use super::{Mixing, Positions, Precision, Sizes};
 use crate::Error;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -71,7 +71,7 @@ impl Flow {
 
 impl Block {
     /// A layer as configurations say; `causal`: whether tokens must not see later ones.
-    pub(super) fn new(config: &ModelConfig, mixing: &Mixing, causal: bool, device: &Device) -> Result<Self, Error> {
+    pub(super) fn new(config: &Sizes, mixing: &Mixing, causal: bool, device: &Device) -> Result<Self, Error> {
         let attention = if causal { Attention::causal() } else { Attention::full() };
         let layer = AttentionLayerConfig::new(config.width, config.heads)
             .with_kv_heads(Some(config.kv_heads))
@@ -134,7 +134,7 @@ impl Flow {
 }
 
 impl Feed {
-    fn new(config: &ModelConfig, device: &Device) -> Self {
+    fn new(config: &Sizes, device: &Device) -> Self {
         let function = config.activation.function();
         let up = if function.is_some() { config.inner } else { 2 * config.inner };
         let linear = |from: usize, to: usize| LinearConfig::new(from, to).with_bias(config.bias).init(device);

@@ -1,17 +1,56 @@
 //! What a model is made of, as a configuration says.
 
+use super::Model;
 use crate::Error;
 use crate::names::meant;
 use crate::section::{Section, plain};
+use burn::module::Module;
 use regard::reduce::Reducer;
 use regard::rows::Activation;
 use regard_core::mechanism::{Mechanism, OptionError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// A model of its own sizes, or one that starts from a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ModelConfig {
+    /// From scratch.
+    Sizes(Sizes),
+    /// From an encoder.
+    Pretrained(Pretrained),
+}
+
+/// An encoder of the BERT family under a head for classes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pretrained {
+    /// The folder of its checkpoint, as it was written.
+    pub from: PathBuf,
+    /// What is trained.
+    pub train: Trained,
+    /// What stands for a sequence that is given a class.
+    pub pooling: Pooling,
+    /// Standard deviation of the head's weights at the start.
+    pub deviation: f64,
+    /// Where `from` starts; data may move, so no part of what a run is.
+    #[serde(skip)]
+    pub base: PathBuf,
+}
+
+/// Which parameters training moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trained {
+    /// Every one.
+    All,
+    /// Those that the checkpoint does not have; the encoder stays as it is, and none of its gradients are computed.
+    New,
+}
 
 /// Sizes of a transformer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ModelConfig {
+pub struct Sizes {
     /// E, the width of hidden states.
     pub width: usize,
     /// Layers.
@@ -104,14 +143,67 @@ pub enum Pooling {
 }
 
 impl ModelConfig {
-    /// Reads what stands under `model`.
+    /// Reads what stands under `model`: `{from: DIR, …}`, or sizes.
     ///
     /// # Errors
     /// An unknown key, or a value that is out of its range.
     pub fn read(mut section: Section) -> Result<Self, Error> {
+        match section.take("from")? {
+            Some(from) => Pretrained::read(section, from).map(ModelConfig::Pretrained),
+            None => Sizes::read(section).map(ModelConfig::Sizes),
+        }
+    }
+
+    /// How many parameters of a model training leaves as they are.
+    pub fn frozen(&self, model: &Model) -> usize {
+        match self {
+            ModelConfig::Pretrained(Pretrained { train: Trained::New, .. }) => model.encoder.as_ref().map_or(0, Module::num_params),
+            _ => 0,
+        }
+    }
+
+    /// The same with paths that start from a folder.
+    #[must_use]
+    pub fn within(self, base: &Path) -> Self {
+        match self {
+            ModelConfig::Pretrained(pretrained) => ModelConfig::Pretrained(Pretrained { base: base.into(), ..pretrained }),
+            sizes => sizes,
+        }
+    }
+}
+
+impl Pretrained {
+    fn read(mut section: Section, from: PathBuf) -> Result<Self, Error> {
+        let pretrained = Pretrained {
+            from,
+            train: section.or("train", Trained::All)?,
+            pooling: section.or("pooling", Pooling::Mean)?,
+            deviation: section.or("deviation", 0.02)?,
+            base: PathBuf::new(),
+        };
+        check_deviation(&section, pretrained.deviation)?;
+        section.done()?;
+        Ok(pretrained)
+    }
+
+    /// The folder of the checkpoint.
+    pub fn folder(&self) -> PathBuf {
+        self.base.join(&self.from)
+    }
+}
+
+fn check_deviation(section: &Section, deviation: f64) -> Result<(), Error> {
+    if deviation.is_nan() || deviation <= 0.0 {
+        return Err(Error::key(section.name("deviation"), format!("{deviation} is not above 0")));
+    }
+    Ok(())
+}
+
+impl Sizes {
+    fn read(mut section: Section) -> Result<Self, Error> {
         let width = section.or("width", 128)?;
         let heads = section.or("heads", 4)?;
-        let config = ModelConfig {
+        let config = Sizes {
             width,
             layers: section.or("layers", 2)?,
             heads,
@@ -133,7 +225,7 @@ impl ModelConfig {
 
     fn check(&self, section: &Section) -> Result<(), Error> {
         let refuse = |key: &str, message: String| Err(Error::key(section.name(key), message));
-        let &ModelConfig { width, layers, heads, kv_heads, dropout, deviation, .. } = self;
+        let &Sizes { width, layers, heads, kv_heads, dropout, deviation, .. } = self;
         if width == 0 || layers == 0 {
             return refuse(if width == 0 { "width" } else { "layers" }, "0 makes no model; write at least 1".into());
         }
@@ -149,10 +241,7 @@ impl ModelConfig {
         if !(0.0..1.0).contains(&dropout) {
             return refuse("dropout", format!("{dropout} is outside [0, 1)"));
         }
-        if deviation.is_nan() || deviation <= 0.0 {
-            return refuse("deviation", format!("{deviation} is not above 0"));
-        }
-        Ok(())
+        check_deviation(section, deviation)
     }
 }
 

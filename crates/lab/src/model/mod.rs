@@ -2,13 +2,17 @@
 //!
 //! Sequences are packed, no padding is computed, and answers are computed where they are asked for only: with a vocabulary of thousands
 //! and four questions in 64 tokens that is most of the work.
+//!
+//! The body is a stack of blocks of its own sizes, or an encoder of a checkpoint under a new norm and a new head. Names of parameters are
+//! those that checkpoints have and that starts are drawn by, so a body adds its own beside the others'.
 
 mod block;
 mod config;
+mod pretrained;
 mod start;
 
 pub use block::{Block, Feed, Flow};
-pub use config::{Gate, Mixing, ModelConfig, Pooling, Positions, Precision};
+pub use config::{Gate, Mixing, ModelConfig, Pooling, Positions, Precision, Pretrained, Sizes, Trained};
 
 use crate::Error;
 use crate::batch::{Asked, Batch};
@@ -19,10 +23,13 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use regard::rows::{self, Activation, Labels};
 use regard::{Packed, Pass};
+use regard_models::Encoder;
 
 /// A model with its parameters.
 #[derive(Module, Debug)]
 pub struct Model {
+    /// Of a checkpoint; tables, positions and blocks are its own then.
+    pub encoder: Option<Encoder>,
     /// `[vocabulary, E]`, where inputs are tokens.
     pub tokens: Option<Embedding>,
     /// `[features, E]`, where inputs are rows of features.
@@ -54,48 +61,65 @@ impl Model {
     /// A model for a task; every parameter is a function of the seed and its name, so that what configurations share starts alike.
     ///
     /// # Errors
-    /// If a mechanism has no form for the task, or an option is out of range.
+    /// If a mechanism has no form for the task, an option is out of range, or a checkpoint does not fit the task.
     pub fn new(config: &ModelConfig, mixing: &Mixing, facts: &Facts, seed: u64, device: &Device) -> Result<Self, Error> {
-        Self::check(config, mixing, facts)?;
+        check(mixing, facts)?;
         device.seed(seed);
+        match config {
+            ModelConfig::Sizes(sizes) => Self::stacked(sizes, mixing, facts, seed, device),
+            ModelConfig::Pretrained(config) => {
+                let encoder = pretrained::encoder(config, mixing, facts, device)?;
+                let head = Self::headed(config, encoder.width(), facts, device);
+                Ok(Model { encoder: Some(encoder), ..start::started(head, config.deviation, seed) })
+            }
+        }
+    }
+
+    /// What stands on an encoder.
+    fn headed(config: &Pretrained, width: usize, facts: &Facts, device: &Device) -> Self {
+        Model {
+            encoder: None,
+            tokens: None,
+            features: None,
+            positions: None,
+            blocks: Vec::new(),
+            norm: norm(width, device),
+            head: Some(LinearConfig::new(width, facts.targets.count()).init(device)),
+            pooling: config.pooling,
+            longest: facts.longest,
+        }
+    }
+
+    fn stacked(config: &Sizes, mixing: &Mixing, facts: &Facts, seed: u64, device: &Device) -> Result<Self, Error> {
+        check_tied(config, facts)?;
         let width = config.width;
         let embedding = |rows| EmbeddingConfig::new(rows, width).init(device);
         let (tokens, features) = match facts.inputs {
             Inputs::Tokens { vocabulary } => (Some(embedding(vocabulary)), None),
             Inputs::Rows { width: features } => (None, Some(LinearConfig::new(features, width).init(device))),
         };
-        let (Targets::Classes(answers) | Targets::Tokens(answers) | Targets::Values(answers)) = facts.targets;
+        let answers = facts.targets.count();
         let model = Model {
+            encoder: None,
             tokens,
             features,
             positions: (config.positions == Positions::Learned).then(|| embedding(facts.longest)),
             blocks: (0..config.layers).map(|_| Block::new(config, mixing, facts.causal, device)).collect::<Result<_, _>>()?,
-            norm: LayerNormConfig::new(width).with_epsilon(f64::from(block::EPSILON)).init(device),
+            norm: norm(width, device),
             head: (!config.tied).then(|| LinearConfig::new(width, answers).with_bias(config.bias).init(device)),
             pooling: config.pooling,
             longest: facts.longest,
         };
-        Ok(start::started(model, config, seed))
+        Ok(start::started(model, config.deviation, seed))
     }
 
-    fn check(config: &ModelConfig, mixing: &Mixing, facts: &Facts) -> Result<(), Error> {
-        use regard_core::mechanism::Causality;
-        let name = &mixing.name;
-        let about = mixing.mechanism.about();
-        if about.causality == Causality::Required && !facts.causal {
-            return Err(Error::key(name, format!("{} is causal only, and the task {} is not", about.name, facts.name)));
-        }
-        if about.causality == Causality::Never && facts.causal {
-            return Err(Error::key(name, format!("{} has no causal form, and the task {} needs one", about.name, facts.name)));
-        }
-        if mixing.reducer.is_some() && !matches!(facts.targets, Targets::Classes(_)) {
-            return Err(Error::key(name, format!("a reducer removes tokens, and the task {} asks for an answer at each", facts.name)));
-        }
-        match (config.tied, facts.inputs, facts.targets) {
-            (true, Inputs::Tokens { vocabulary }, Targets::Tokens(answers)) if vocabulary == answers => Ok(()),
-            (true, ..) => Err(Error::key("model.tied", format!("the task {} does not answer in the tokens that it reads", facts.name))),
-            (false, ..) => Ok(()),
-        }
+    /// The parameters of another model wherever both have one of that name; the others stay as they are.
+    ///
+    /// # Errors
+    /// If one has another shape; it is named.
+    pub fn adopt(self, other: &Model) -> Result<Self, Error> {
+        let record = other.clone().into_record().allow_partial(true).allow_unused(true);
+        self.try_load_record(record).map_err(|error| Error::key("start", error.to_string()))
     }
 
     /// What the layers make of a batch.
@@ -103,6 +127,9 @@ impl Model {
     /// # Errors
     /// If a sequence is longer than the model has positions, or the attention does not fit.
     pub fn flow(&self, batch: &Batch, pass: Pass, device: &Device) -> Result<Flow, Error> {
+        if let Some(encoder) = &self.encoder {
+            return pretrained::flow(encoder, batch, pass);
+        }
         let tokens = Packed::new(self.embedded(batch, device)?, &batch.lengths)?;
         let all = tokens.tokens();
         let turns = self.blocks[0].attention.turns(tokens.positions().iter().copied())?;
@@ -193,6 +220,50 @@ impl Answers {
         let count = labels.len();
         let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), &device);
         Ok(rows::cross_entropy(self.said.clone(), labels, Labels { smoothing, ..Labels::default() })?)
+    }
+
+    /// How far these answers are from a teacher's, `[1]`: `T² · KL(softmax(teacher / T) || softmax(said / T))`, the mean over answers. `T²`
+    /// keeps gradients as large at every temperature (Hinton, Vinyals, Dean 2015).
+    ///
+    /// # Errors
+    /// If the teacher gave other answers.
+    pub fn divergence(&self, teacher: Tensor<2>, temperature: f32) -> Result<Tensor<1>, Error> {
+        if teacher.dims() != self.said.dims() {
+            let message = format!("the teacher's answers are {:?}, these {:?}", teacher.dims(), self.said.dims());
+            return Err(Error::key("train.distil", message));
+        }
+        let taught = rows::log_softmax(teacher / temperature)?;
+        let said = rows::log_softmax(self.said.clone() / temperature)?;
+        Ok((taught.clone().exp() * (taught - said)).sum_dim(1).mean() * (temperature * temperature))
+    }
+}
+
+fn norm(width: usize, device: &Device) -> LayerNorm {
+    LayerNormConfig::new(width).with_epsilon(f64::from(block::EPSILON)).init(device)
+}
+
+/// Refuses a mechanism or a reducer that has no form for a task.
+pub(crate) fn check(mixing: &Mixing, facts: &Facts) -> Result<(), Error> {
+    use regard_core::mechanism::Causality;
+    let name = &mixing.name;
+    let about = mixing.mechanism.about();
+    if about.causality == Causality::Required && !facts.causal {
+        return Err(Error::key(name, format!("{} is causal only, and the task {} is not", about.name, facts.name)));
+    }
+    if about.causality == Causality::Never && facts.causal {
+        return Err(Error::key(name, format!("{} has no causal form, and the task {} needs one", about.name, facts.name)));
+    }
+    if mixing.reducer.is_some() && !matches!(facts.targets, Targets::Classes(_)) {
+        return Err(Error::key(name, format!("a reducer removes tokens, and the task {} asks for an answer at each", facts.name)));
+    }
+    Ok(())
+}
+
+fn check_tied(config: &Sizes, facts: &Facts) -> Result<(), Error> {
+    match (config.tied, facts.inputs, facts.targets) {
+        (true, Inputs::Tokens { vocabulary }, Targets::Tokens(answers)) if vocabulary == answers => Ok(()),
+        (true, ..) => Err(Error::key("model.tied", format!("the task {} does not answer in the tokens that it reads", facts.name))),
+        (false, ..) => Ok(()),
     }
 }
 

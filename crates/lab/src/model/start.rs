@@ -1,13 +1,15 @@
 //! How parameters start: matrices normal around 0, those that end a residual branch smaller by the root of their number (Radford et
 //! al. 2019), biases 0. Each is a function of the seed and its own name.
 
-use super::{Model, ModelConfig};
+use super::Model;
 use crate::draw::Stream;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
 
-pub(super) fn started(model: Model, config: &ModelConfig, seed: u64) -> Model {
-    model.map(&mut Start { seed, deviation: config.deviation, branches: 2 * config.layers, path: Vec::new() })
+/// `deviation` is that of matrices.
+pub(super) fn started(model: Model, deviation: f64, seed: u64) -> Model {
+    let branches = 2 * model.blocks.len();
+    model.map(&mut Start { seed, deviation, branches, path: Vec::new() })
 }
 
 struct Start {

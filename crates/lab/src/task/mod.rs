@@ -107,6 +107,14 @@ pub enum Targets {
     Values(usize),
 }
 
+impl Targets {
+    /// Numbers of one answer.
+    pub fn count(self) -> usize {
+        let (Targets::Classes(count) | Targets::Tokens(count) | Targets::Values(count)) = self;
+        count
+    }
+}
+
 /// What counts as quality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {

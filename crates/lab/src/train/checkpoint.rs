@@ -133,9 +133,22 @@ impl Checkpoints {
 /// # Errors
 /// If the file cannot be read or is that of another model; the parameter is named.
 pub fn load_model(checkpoint: &Path, model: Model) -> Result<Model, Error> {
+    load(checkpoint, model, false)
+}
+
+/// Parameters of a checkpoint that may have more than the model: those of a mechanism that it was trained with.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_with_rest(checkpoint: &Path, model: Model) -> Result<Model, Error> {
+    load(checkpoint, model, true)
+}
+
+fn load(checkpoint: &Path, model: Model, rest: bool) -> Result<Model, Error> {
     let path = checkpoint.join(MODEL);
     let record = ModuleRecord::load(&path).map_err(|error| Error::data(&path, "checkpoint", error.to_string()))?;
-    model.try_load_record(record).map_err(|error| Error::data(&path, "checkpoint of another model", error.to_string()))
+    let loaded = model.try_load_record(record.allow_unused(rest));
+    loaded.map_err(|error| Error::data(&path, "checkpoint of another model", error.to_string()))
 }
 
 /// The optimiser's state of a checkpoint.

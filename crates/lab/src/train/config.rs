@@ -3,6 +3,8 @@
 use crate::Error;
 use crate::section::Section;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::PathBuf;
 
 /// Everything about training that is not the model or the task.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -49,6 +51,32 @@ pub struct Training {
     pub log_every: u64,
     /// Of parameters, order, dropout, sampling.
     pub seed: u64,
+    /// Learning from another model's answers beside the right ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distil: Option<Distil>,
+    /// Where parameters start that another run has too; a comparison sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
+}
+
+/// What joins the loss: `weight · T² · KL(teacher || student)` at temperature T (Hinton, Vinyals, Dean 2015).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Distil {
+    /// Of the divergence; that of the right answers is 1.
+    pub weight: f32,
+    /// T.
+    pub temperature: f32,
+    /// The folder of the teacher's run; in a comparison the teacher is the run of exact attention with the same seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+}
+
+/// Where parameters start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// As exact attention was trained with the same seed.
+    Exact,
 }
 
 /// How the rate falls.
@@ -92,6 +120,8 @@ impl Training {
             checkpoint_every: section.or("checkpoint_every", evaluate_every)?,
             log_every: section.or("log_every", 10)?,
             seed: section.or("seed", 0)?,
+            distil: Distil::read(&mut section)?,
+            start: None,
         };
         training.check(&section)?;
         section.done()?;
@@ -151,6 +181,24 @@ impl Training {
     }
 }
 
+impl Distil {
+    fn read(section: &mut Section) -> Result<Option<Self>, Error> {
+        let mut section = match section.take::<Value>("distil")? {
+            None => return Ok(None),
+            Some(Value::Object(values)) => Section::new(section.name("distil"), values),
+            Some(other) => return Err(Error::key(section.name("distil"), format!("found {other}, expected keys and values"))),
+        };
+        let distil =
+            Distil { weight: section.or("weight", 0.5)?, temperature: section.or("temperature", 2.0)?, from: section.take("from")? };
+        let above = [("weight", distil.weight), ("temperature", distil.temperature)];
+        if let Some((key, value)) = above.into_iter().find(|(_, value)| value.is_nan() || *value <= 0.0) {
+            return Err(Error::key(section.name(key), format!("{value} is not above 0")));
+        }
+        section.done()?;
+        Ok(Some(distil))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,5 +225,7 @@ mod tests {
         assert_eq!(message(json!({"batch": 2, "accumulate": 3})), "train.accumulate: 3 parts of 2 examples");
         assert!(message(json!({"lr": 1.0})).starts_with("train.lr: unknown key, did you mean"));
         assert_eq!(message(json!({"clip": 0})), "train.clip: 0 is not above 0");
+        assert_eq!(message(json!({"distil": {"temperature": 0}})), "train.distil.temperature: 0 is not above 0");
+        assert_eq!(message(json!({"distil": 3})), "train.distil: found 3, expected keys and values");
     }
 }

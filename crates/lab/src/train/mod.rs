@@ -9,19 +9,19 @@ mod evaluate;
 mod metrics;
 mod optimizer;
 
-pub use checkpoint::{Checkpoints, State, load_model, load_state};
-pub use config::{Decay, Training};
+pub use checkpoint::{Checkpoints, State, load_model, load_state, load_with_rest};
+pub use config::{Decay, Distil, Start, Training};
 pub use evaluate::{Evaluation, Scope, evaluate};
 pub use metrics::{Line, Metrics};
 
 use crate::Error;
 use crate::batch::{Batch, Sampler};
 use crate::draw::Stream;
-use crate::model::{Mixing, Model, ModelConfig};
-use crate::task::{Facts, Split, Task};
+use crate::model::{Answers, Mixing, Model, ModelConfig};
+use crate::task::{Facts, Split, Targets, Task};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use checkpoint::load_optimizer;
 use regard::{Codes, Pass};
 use serde_json::{Value, json};
@@ -79,6 +79,17 @@ pub struct Outcome {
     pub state: State,
     /// Trained parameters.
     pub parameters: usize,
+    /// The metric on the test split ahead of the first step, where parameters started as another run's.
+    pub zero_shot: Option<f64>,
+}
+
+/// What a run learns from beside its task.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Parents<'a> {
+    /// Whose parameters it starts with, wherever both have one of that name.
+    pub start: Option<&'a Model>,
+    /// Whose answers it learns from, where the configuration distils.
+    pub teacher: Option<&'a Model>,
 }
 
 impl Run {
@@ -99,7 +110,21 @@ impl Run {
     /// # Errors
     /// If model and task do not fit, a file cannot be read or written, the folder holds another run, or the loss is not a number any more.
     pub fn train(&self, task: &dyn Task, folder: Option<&Path>, observe: &mut dyn FnMut(Event)) -> Result<Outcome, Error> {
-        let mut trainer = Trainer::open(self, task, folder)?;
+        self.train_from(Parents::default(), task, folder, observe)
+    }
+
+    /// [`Run::train`] with what other models know.
+    ///
+    /// # Errors
+    /// As [`Run::train`]; also if the configuration distils and there is no teacher, or the task asks for numbers.
+    pub fn train_from(
+        &self,
+        parents: Parents<'_>,
+        task: &dyn Task,
+        folder: Option<&Path>,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Outcome, Error> {
+        let mut trainer = Trainer::open(self, parents, task, folder)?;
         while !trainer.is_done() {
             trainer.step(observe)?;
         }
@@ -112,14 +137,25 @@ impl Run {
 /// # Errors
 /// If there is no checkpoint, or it is of another model.
 pub fn load_kept(run: &Run, task: &dyn Task, folder: &Path) -> Result<(Model, Device), Error> {
-    let checkpoints = Checkpoints::open(&folder.join("checkpoints"))?;
-    let none = || Error::data(folder, "checkpoints", "there is none yet");
-    let newest = checkpoints.newest()?.ok_or_else(none)?;
-    let best = load_state(&newest)?.best.filter(|_| run.training.patience.is_some());
-    let kept = best.map_or(newest, |(_, step)| checkpoints.of(step));
     let device = Device::flex();
     let model = Model::new(&run.model, &run.mixing, task.facts(), run.training.seed, &device)?;
-    Ok((load_model(&kept, model)?.valid(), device))
+    Ok((load_model(&kept(run, folder)?, model)?.valid(), device))
+}
+
+/// The checkpoint whose parameters a run in a folder kept.
+///
+/// # Errors
+/// If there is none.
+pub fn kept(run: &Run, folder: &Path) -> Result<PathBuf, Error> {
+    let path = folder.join("checkpoints");
+    let none = || Error::data(folder, "checkpoints", "there is none yet");
+    if !path.is_dir() {
+        return Err(none());
+    }
+    let checkpoints = Checkpoints::open(&path)?;
+    let newest = checkpoints.newest()?.ok_or_else(none)?;
+    let best = load_state(&newest)?.best.filter(|_| run.training.patience.is_some());
+    Ok(best.map_or(newest, |(_, step)| checkpoints.of(step)))
 }
 
 struct Trainer<'a> {
@@ -134,16 +170,28 @@ struct Trainer<'a> {
     checkpoints: Option<Checkpoints>,
     /// Since the last line: tokens and time.
     recent: (u64, Duration),
+    /// Whose answers it learns from, and how much.
+    teacher: Option<(&'a Model, &'a Distil)>,
+    zero_shot: Option<f64>,
 }
 
 impl<'a> Trainer<'a> {
-    fn open(run: &'a Run, task: &'a dyn Task, folder: Option<&Path>) -> Result<Self, Error> {
+    fn open(run: &'a Run, parents: Parents<'a>, task: &'a dyn Task, folder: Option<&Path>) -> Result<Self, Error> {
         let device = Device::flex().autodiff();
         let config = run.hash(task.facts());
+        let teacher = run.training.distil.as_ref().map(|distil| teacher(parents.teacher, distil, task.facts())).transpose()?;
+        let mut model = Model::new(&run.model, &run.mixing, task.facts(), run.training.seed, &device)?;
+        let mut zero_shot = None;
+        if let Some(start) = parents.start {
+            model = model.adopt(start)?;
+            zero_shot = Some(run.tested(&model.valid(), task, &device.clone().inner())?.quality);
+        }
         let mut trainer = Trainer {
             run,
             task,
-            model: Some(Model::new(&run.model, &run.mixing, task.facts(), run.training.seed, &device)?),
+            teacher,
+            zero_shot,
+            model: Some(model),
             optimizer: optimizer::optimizer(&run.training),
             state: State { config, ..State::default() },
             metrics: Metrics::default(),
@@ -246,7 +294,7 @@ impl<'a> Trainer<'a> {
         for batch in &batches {
             let said = model.answers(batch, pass, &self.device)?;
             let share = batch.asked.count() as f64 / answers.max(1) as f64;
-            let own = said.loss(&batch.asked, training.label_smoothing)? * share;
+            let own = self.loss(&said, batch)? * share;
             loss += own.clone().into_scalar::<f32>();
             let beside = said.flow.loss * (batch.lengths.len() as f64 / all as f64);
             gradients.accumulate(&model, GradientsParams::from_grads((own + beside).backward(), &model));
@@ -263,6 +311,15 @@ impl<'a> Trainer<'a> {
         }
         self.model = Some(model);
         Ok((loss, length, rate))
+    }
+
+    /// The mean loss over the answers to a batch, with what a teacher adds.
+    fn loss(&self, said: &Answers, batch: &Batch) -> Result<Tensor<1>, Error> {
+        let own = said.loss(&batch.asked, self.run.training.label_smoothing)?;
+        let Some((teacher, distil)) = self.teacher else { return Ok(own) };
+        let taught = teacher.answers(batch, Pass::default(), &self.device.clone().inner())?.said;
+        let taught = Tensor::from_data(taught.into_data(), &self.device);
+        Ok(own + said.divergence(taught, distil.temperature)? * distil.weight)
     }
 
     /// The share of the budget behind warm-up that is used up.
@@ -313,12 +370,32 @@ impl<'a> Trainer<'a> {
         if let (Some(_), Some((_, step)), Some(checkpoints)) = (self.run.training.patience, self.state.best, &self.checkpoints) {
             model = load_model(&checkpoints.of(step), model)?;
         }
-        let parameters = model.num_params();
+        let parameters = model.num_params() - self.run.model.frozen(&model);
         let model = model.valid();
-        let scope = Scope { split: Split::Test, examples: TEST_EXAMPLES, batch: self.run.training.batch };
-        let test = evaluate(&model, self.task, scope, &self.device.inner())?;
-        Ok(Outcome { model, test, lines: self.metrics.lines().to_vec(), state: self.state, parameters })
+        let test = self.run.tested(&model, self.task, &self.device.inner())?;
+        let (lines, state, zero_shot) = (self.metrics.lines().to_vec(), self.state, self.zero_shot);
+        Ok(Outcome { model, test, lines, state, parameters, zero_shot })
     }
+}
+
+impl Run {
+    /// A model on the test split.
+    ///
+    /// # Errors
+    /// As [`evaluate`].
+    pub fn tested(&self, model: &Model, task: &dyn Task, device: &Device) -> Result<Evaluation, Error> {
+        evaluate(model, task, Scope { split: Split::Test, examples: TEST_EXAMPLES, batch: self.training.batch }, device)
+    }
+}
+
+/// Refuses to distil where nobody teaches, or there are no shares of answers to learn from.
+fn teacher<'a>(teacher: Option<&'a Model>, distil: &'a Distil, facts: &Facts) -> Result<(&'a Model, &'a Distil), Error> {
+    if matches!(facts.targets, Targets::Values(_)) {
+        let message = format!("the task {} asks for numbers, and a teacher gives probabilities of answers", facts.name);
+        return Err(Error::key("train.distil", message));
+    }
+    let missing = || Error::key("train.distil.from", "is missing; it names the folder of the run that teaches");
+    Ok((teacher.ok_or_else(missing)?, distil))
 }
 
 /// Examples of the last evaluation where the task makes them without end.

@@ -4,15 +4,17 @@
 use super::config::Config;
 use super::weights::{LayerWeights, Pair};
 use crate::Error;
+use crate::checkpoint::Slot;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use regard::rows::{Activation, layer_norm_added, linear};
 use regard::{Attention, attention, attention_scored};
 
 /// A linear map: weight `[in, out]`, bias `[out]`.
-#[derive(Debug)]
+#[derive(Module, Debug)]
 pub(super) struct Map {
-    weight: Tensor<2>,
-    bias: Tensor<1>,
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
 }
 
 impl Map {
@@ -25,11 +27,11 @@ impl Map {
         for [stored, _] in maps {
             first += turn(&stored.values(), inputs, (&mut weight, out), first);
         }
-        Map { weight: Tensor::from_data(TensorData::new(weight, [inputs, out]), device), bias: vector(bias, device) }
+        Map { weight: parameter(weight, [inputs, out], device), bias: parameter(bias, [out], device) }
     }
 
     fn apply(&self, x: Tensor<2>, f: Activation) -> Result<Tensor<2>, Error> {
-        Ok(linear(x, self.weight.clone(), Some(self.bias.clone()), f)?)
+        Ok(linear(x, self.weight.val(), Some(self.bias.val()), f)?)
     }
 }
 
@@ -50,38 +52,46 @@ fn turn(from: &[f32], inputs: usize, (into, width): (&mut [f32], usize), first: 
     out
 }
 
-fn vector(values: Vec<f32>, device: &Device) -> Tensor<1> {
-    let length = values.len();
-    Tensor::from_data(TensorData::new(values, [length]), device)
+/// Values of a checkpoint as a parameter.
+pub(super) fn parameter<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
 }
 
 /// The norm of a sum.
-#[derive(Debug)]
+#[derive(Module, Debug)]
 pub(super) struct Norm {
-    weight: Tensor<1>,
-    bias: Tensor<1>,
+    weight: Param<Tensor<1>>,
+    bias: Param<Tensor<1>>,
+    #[module(skip)]
     epsilon: f32,
 }
 
 impl Norm {
     pub(super) fn load([weight, bias]: &Pair<'_>, epsilon: f32, device: &Device) -> Self {
-        Norm { weight: vector(weight.values(), device), bias: vector(bias.values(), device), epsilon }
+        let vector = |slot: &Slot<'_>| {
+            let values = slot.values();
+            let length = values.len();
+            parameter(values, [length], device)
+        };
+        Norm { weight: vector(weight), bias: vector(bias), epsilon }
     }
 
     /// `norm(x + residual)`.
     pub(super) fn added(&self, x: Tensor<2>, residual: Tensor<2>) -> Result<Tensor<2>, Error> {
-        Ok(layer_norm_added(x, residual, self.weight.clone(), Some(self.bias.clone()), self.epsilon)?)
+        Ok(layer_norm_added(x, residual, self.weight.val(), Some(self.bias.val()), self.epsilon)?)
     }
 }
 
 /// A layer with its parameters.
-#[derive(Debug)]
+#[derive(Module, Debug)]
 pub(super) struct Layer {
+    #[module(skip)]
     heads: usize,
     qkv: Map,
     out: Map,
     attention_norm: Norm,
     widen: Map,
+    #[module(skip)]
     activation: Activation,
     narrow: Map,
     output_norm: Norm,

@@ -13,27 +13,40 @@ pub use pool::{Pooling, pool};
 
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Folder};
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use config::Config;
-use layer::{Layer, Mixed, Norm};
+use layer::{Layer, Mixed, Norm, parameter};
+use regard::mechanism::Causality;
 use regard::reduce::{Reducer, Reduction, Shown, mean_keys, reduce};
 use regard::rows::embedding;
-use regard::{Attention, Packed};
+use regard::{Attention, Mechanism, Packed, Pass};
 use weights::Weights;
 
-/// An encoder with its parameters, in f32.
-#[derive(Debug)]
+/// An encoder with its parameters, in f32: a module, trained like any other on a device with autodiff.
+#[derive(Module, Debug)]
 pub struct Encoder {
+    #[module(skip)]
     config: Config,
-    words: Tensor<2>,
-    places: Tensor<2>,
+    words: Param<Tensor<2>>,
+    places: Param<Tensor<2>>,
     norm: Norm,
     layers: Vec<Layer>,
+    #[module(skip)]
     attention: Attention,
+    #[module(skip)]
     reducer: Option<Reducer>,
 }
 
 impl Encoder {
+    /// The encoder of a folder, without its tokenizer.
+    ///
+    /// # Errors
+    /// The first file or tensor that does not fit.
+    pub fn read(folder: &Folder, device: &Device) -> Result<Self, Error> {
+        Ok(Self::open(folder, device, |_| Ok(()))?.0)
+    }
+
     /// Reads the configuration, finds every tensor and checks its shape, hands both to `check`, and only then reads values.
     pub(crate) fn open<T>(folder: &Folder, device: &Device, check: impl FnOnce(Sizes) -> Result<T, Error>) -> Result<(Self, T), Error> {
         let config = Config::read(&folder.config)?;
@@ -47,7 +60,7 @@ impl Encoder {
         let width = config.width;
         let table = |values: Vec<f32>| {
             let rows = values.len() / width;
-            Tensor::from_data(TensorData::new(values, [rows, width]), device)
+            parameter(values, [rows, width], device)
         };
         let mut places = weights.places.values();
         if let Some(types) = &weights.types {
@@ -80,6 +93,31 @@ impl Encoder {
         Encoder { reducer: Some(reducer.into()), ..self }
     }
 
+    /// Refuses a mechanism that an encoder cannot have inside: one that is causal only, or that runs on parameters of its own (gates,
+    /// codebooks, types), which no checkpoint has.
+    ///
+    /// # Errors
+    /// If it is one of those.
+    pub fn check(mechanism: &Mechanism) -> Result<(), Error> {
+        let about = mechanism.about();
+        let refuse = |reason: String| Err(Error::Mechanism { name: about.name, reason });
+        if about.causality == Causality::Required {
+            return refuse("it is causal only, and an encoder sees the whole text".into());
+        }
+        let given = |needs: &&[&str]| needs.iter().all(|&tensor| tensor == "x");
+        match about.needs.first() {
+            Some(first) if !about.needs.iter().any(given) => {
+                refuse(format!("it learns {}, which no checkpoint of an encoder has", first.join(" and ")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens of its vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
     /// E, the width of its vectors.
     pub fn width(&self) -> usize {
         self.config.width
@@ -101,8 +139,8 @@ impl Encoder {
         }
         let ids = texts.iter().flat_map(|ids| ids.iter().map(|&id| i32::try_from(id).unwrap_or(i32::MAX))).collect();
         let places = lengths.iter().flat_map(|&length| (0..length).map(|place| (self.config.first_place + place) as i32)).collect();
-        let words = gather(&self.words, ids)?;
-        let x = self.norm.added(words, gather(&self.places, places)?)?;
+        let words = gather(self.words.val(), ids)?;
+        let x = self.norm.added(words, gather(self.places.val(), places)?)?;
         Ok(Packed::new(x, &lengths)?)
     }
 
@@ -111,7 +149,16 @@ impl Encoder {
     /// # Errors
     /// If a text is longer than [`Encoder::limit`], an id is not in the vocabulary, or the attention does not fit.
     pub fn forward(&self, texts: &[&[u32]]) -> Result<Encoded, Error> {
-        self.layers(self.embed(texts)?, self.layers.len())
+        self.forward_in(texts, Pass::default())
+    }
+
+    /// [`Encoder::forward`] in a pass of training or of evaluation: what mechanisms draw is a function of its seed and step.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn forward_in(&self, texts: &[&[u32]], pass: Pass) -> Result<Encoded, Error> {
+        let how = if pass.training { self.attention.clone().pass(pass) } else { self.attention.clone() };
+        self.through(self.embed(texts)?, self.layers.len(), &how)
     }
 
     /// The first `count` layers, applied to what [`Encoder::embed`] gave.
@@ -119,12 +166,16 @@ impl Encoder {
     /// # Errors
     /// If the attention or the reducer does not fit.
     pub fn layers(&self, tokens: Packed, count: usize) -> Result<Encoded, Error> {
-        let mut encoded = Encoded { tokens, reduction: None };
+        self.through(tokens, count, &self.attention)
+    }
+
+    fn through(&self, tokens: Packed, count: usize, how: &Attention) -> Result<Encoded, Error> {
+        let mut encoded = Encoded { tokens, reduction: None, left: Vec::new() };
         if encoded.tokens.tokens() == 0 {
             return Ok(encoded);
         }
         for (at, layer) in self.layers.iter().enumerate().take(count) {
-            let how = self.attention_over(&encoded, layer.heads());
+            let how = encoded.attention(how.clone(), layer.heads());
             let reducer = self.reducer.as_ref().filter(|reducer| reducer.acts(at));
             let scored = reducer.is_some_and(|reducer| reducer.about().tensors.contains(&"score"));
             let mixed = layer.mix(encoded.tokens.x().clone(), &how, scored)?;
@@ -134,18 +185,9 @@ impl Encoder {
             }
             let x = layer.feed(encoded.tokens.x().clone())?;
             encoded.tokens = encoded.tokens.with_x(x)?;
+            encoded.left.push(encoded.tokens.tokens());
         }
         Ok(encoded)
-    }
-
-    /// Attention inside the sequences that are left, with what the mechanism reads of them.
-    fn attention_over(&self, encoded: &Encoded, heads: usize) -> Attention {
-        let how = encoded.tokens.attention(self.attention.clone());
-        let how = if how.reads("x") { how.hidden_states(encoded.tokens.x().clone().unsqueeze()) } else { how };
-        match &encoded.reduction {
-            Some(reduction) if reduction.sizes().iter().any(|&size| size != 1.0) => how.key_bias(encoded.log_sizes(reduction, heads)),
-            _ => how,
-        }
     }
 }
 
@@ -156,9 +198,21 @@ pub struct Encoded {
     pub tokens: Packed,
     /// What became of the tokens of the texts; none without a reducer.
     pub reduction: Option<Reduction>,
+    /// Tokens that left each layer.
+    pub left: Vec<usize>,
 }
 
 impl Encoded {
+    /// Attention inside the sequences that are left, with what the mechanism reads of them.
+    fn attention(&self, how: Attention, heads: usize) -> Attention {
+        let how = self.tokens.attention(how);
+        let how = if how.reads("x") { how.hidden_states(self.tokens.x().clone().unsqueeze()) } else { how };
+        match &self.reduction {
+            Some(reduction) if reduction.sizes().iter().any(|&size| size != 1.0) => how.key_bias(self.log_sizes(reduction, heads)),
+            _ => how,
+        }
+    }
+
     fn reduced(self, reducer: &Reducer, mixed: Mixed, layer: usize) -> Result<Self, Error> {
         let shown = Shown {
             score: mixed.score,
@@ -171,7 +225,7 @@ impl Encoded {
             Some(earlier) => reduced.reduction.after(earlier).map_err(regard::Error::from)?,
             None => reduced.reduction,
         };
-        Ok(Encoded { tokens: reduced.tokens, reduction: Some(reduction) })
+        Ok(Encoded { tokens: reduced.tokens, reduction: Some(reduction), left: self.left })
     }
 
     /// `ln size` of every token, `[1, H, T]`.
@@ -195,8 +249,8 @@ pub(crate) struct Sizes {
 }
 
 /// Rows of a table, `[T, E]`.
-fn gather(table: &Tensor<2>, ids: Vec<i32>) -> Result<Tensor<2>, Error> {
+fn gather(table: Tensor<2>, ids: Vec<i32>) -> Result<Tensor<2>, Error> {
     let count = ids.len();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, count]), &table.device());
-    Ok(embedding(table.clone(), ids)?.squeeze_dim(0))
+    Ok(embedding(table, ids)?.squeeze_dim(0))
 }

@@ -83,6 +83,12 @@ pub struct Run {
     pub seed: u64,
     /// The task's metric; none where it was not measured.
     pub quality: Option<f64>,
+    /// The metric of the example that has the worst one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worst: Option<f64>,
+    /// The metric ahead of training, where parameters started as those of exact attention.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_shot: Option<f64>,
     /// Share of the tokens that leave each layer, in the order of layers.
     pub tokens_kept: Vec<f64>,
     /// Speed of training at lengths.
@@ -175,6 +181,8 @@ impl Run {
         Ok(Run {
             seed: place.at("seed")?.count()?,
             quality: place.maybe("quality", Place::number)?,
+            worst: place.maybe("worst", Place::number)?,
+            zero_shot: place.maybe("zero_shot", Place::number)?,
             tokens_kept: place.list_if_known("tokens_kept", Place::share)?,
             training: place.list_if_known("training", Speed::read)?,
             inference: place.list_if_known("inference", Speed::read)?,
