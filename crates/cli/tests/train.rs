@@ -66,7 +66,7 @@ fn a_run_leaves_a_record_that_a_page_is_made_of() {
     let desk = Desk::new(CONFIG);
     let page = desk.run("page.html");
     let done = desk.train("run", &["--report", &text(&page)]).done();
-    assert!(done.stdout.contains("on the test split") && done.stdout.contains("fingerprint"), "{done:?}");
+    assert!(done.stdout.contains("on the test split") && done.stderr.contains("fingerprint"), "{done:?}");
     let record: Value = serde_json::from_str(&fs::read_to_string(desk.run("run").join("record.json")).unwrap()).unwrap();
     assert_eq!(record["schema"], "regard/training-run/1");
     assert_eq!(record["task"]["name"], "copy");
@@ -155,7 +155,7 @@ fn what_is_wrong_in_a_configuration_is_named() {
     refused("train.rate=fast", &["train.rate: invalid type"]);
     refused("model.heads=3", &["model.heads: a width of 16 does not divide over 3 heads"]);
     refused("attention=locl", &["unknown mechanism \"locl\", did you mean \"local\"?"]);
-    refused("task.alfabet=3", &["unknown key", "did you mean \"alphabet\"?"]);
+    refused("task.alfabet=3", &["task.alfabet: is no key of copy, did you mean \"alphabet\"?"]);
     refused("task.name=recal", &["did you mean \"recall\"?"]);
     refused("layers=3", &["layers: unknown key"]);
     desk.train("wrong", &["--set", "train"]).refused(2, &["is not of the form key=value"]);

@@ -6,7 +6,7 @@ use crate::compare::write;
 use crate::model::{Mixing, Model, ModelConfig};
 use crate::section::Section;
 use crate::task::{About, Task, TaskConfig};
-use crate::train::{Event, Outcome, Parents, Run, Training, load_kept};
+use crate::train::{Event, OTHER, Outcome, Parents, Run, Training, load_kept};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,14 @@ impl Experiment {
         let base = fs::canonicalize(&self.opened.base).map_err(|error| Error::file(&self.opened.base, error))?;
         let mut whole = self.run.json();
         whole["task"] = self.opened.written.clone();
-        write(&folder.join(RUN), &json!({"base": base, "title": self.title, "experiment": whole}))
+        let (path, kept) = (folder.join(RUN), json!({"base": base, "title": self.title, "experiment": whole}));
+        if let Ok(text) = fs::read_to_string(&path) {
+            let there: Value = serde_json::from_str(&text).map_err(|error| Error::data(&path, "experiment", error.to_string()))?;
+            if there["experiment"] != kept["experiment"] {
+                return Err(Error::data(&path, "experiment", OTHER));
+            }
+        }
+        write(&path, &kept)
     }
 
     /// The experiment of a folder of a run.

@@ -76,9 +76,7 @@ pub fn run(compare: &Compare) -> Result<(), Failure> {
         check_folder(folder, compare.resume)?;
     }
     let task = &*contest.opened.task;
-    if target.leaves_stdout() {
-        output::print(&describe(task.facts()))?;
-    }
+    describe(task);
     let all = measured(&contest, compare.output.as_deref())?;
     let record = Contents::Compare(record::compare(origin(par, contest.title.clone()), &contest.opened, &all));
     if let Some(folder) = &compare.output {

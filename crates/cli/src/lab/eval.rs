@@ -73,11 +73,11 @@ pub fn run(eval: &Eval) -> Result<(), Failure> {
     let (model, device) = load_kept(&experiment.run, task, &eval.run).map_err(refuse)?;
     let scope = Scope { split: eval.split.split(), examples: eval.examples, batch: experiment.run.training.batch };
     let found = regard_lab::train::evaluate(&model, task, scope, &device).map_err(refuse)?;
+    describe(task);
     if target.leaves_stdout() {
         let metric = task.facts().metric.name();
         let rate = found.tokens as f64 / found.elapsed.as_secs_f64();
         let name = &experiment.run.mixing.name;
-        output::print(&describe(task.facts()))?;
         output::print(&format!(
             "{name}: {metric} {:.4}, loss {:.4}, {} examples, {rate:.0} tokens/s\n",
             found.quality,

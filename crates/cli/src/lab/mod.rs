@@ -12,7 +12,7 @@ use crate::{machine, output};
 use regard_core::Par;
 use regard_lab::Error;
 use regard_lab::section::Section;
-use regard_lab::task::Facts;
+use regard_lab::task::Task;
 use regard_report::schema::{Machine, Origin};
 use regard_report::{Contents, Record, page};
 use std::io::Write as _;
@@ -56,9 +56,13 @@ pub fn check_folder(folder: &Path, resume: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a task's data looks like, for people.
-pub fn describe(facts: &Facts) -> String {
-    format!("{facts}\n")
+/// Says what a task's data looks like, ahead of results.
+pub fn describe(task: &dyn Task) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "{}", task.facts());
+    for note in task.notes() {
+        let _ = writeln!(stderr, "note: {note}");
+    }
 }
 
 /// Where a record comes from.

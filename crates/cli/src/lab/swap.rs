@@ -55,7 +55,8 @@ fn of_run(experiment: &Experiment, folder: &Path, named: Vec<Mixing>, origin: re
     let facts = experiment.opened.task.facts();
     let mixings = if named.is_empty() { with(&experiment.run.mixing, fitting(facts)) } else { named };
     let all = swapped(experiment, folder, &mixings, &mut |_| ()).map_err(refuse)?;
-    let text = describe(facts) + &table::table(&all, facts);
+    describe(&*experiment.opened.task);
+    let text = table::table(&all, facts);
     Ok(Found { text, record: record::compare(origin, &experiment.opened, &all) })
 }
 

@@ -62,9 +62,7 @@ pub fn run(train: &Train) -> Result<(), Failure> {
     }
     check_folder(&train.output, train.resume)?;
     let task = &*experiment.opened.task;
-    if target.leaves_stdout() {
-        output::print(&describe(task.facts()))?;
-    }
+    describe(task);
     experiment.keep(&train.output).map_err(refuse)?;
     let mut watch = Watch::new(&experiment.run.mixing.name);
     let outcome = experiment.train(Some(&train.output), &mut |event| watch.event(&event)).map_err(refuse)?;

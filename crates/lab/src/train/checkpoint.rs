@@ -104,7 +104,7 @@ impl Checkpoints {
             File::open(&path).and_then(|file| file.sync_all()).map_err(refuse(&path))?;
         }
         if target.exists() {
-            fs::remove_dir_all(&target).map_err(refuse(&target))?;
+            self.remove(&target)?;
         }
         fs::rename(&draft, &target).map_err(refuse(&target))?;
         self.drop_older(state)?;
@@ -116,10 +116,20 @@ impl Checkpoints {
         let best = state.best.map(|(_, step)| self.folder.join(format!("step-{step:08}")));
         for old in &all[..all.len().saturating_sub(2)] {
             if Some(old) != best.as_ref() {
-                fs::remove_dir_all(old).map_err(|error| Error::file(old, error))?;
+                self.remove(old)?;
             }
         }
         Ok(())
+    }
+
+    /// Takes a checkpoint's name away first: what a kill leaves of it is none any more.
+    fn remove(&self, checkpoint: &Path) -> Result<(), Error> {
+        let dropped = self.folder.join(".dropped");
+        if dropped.exists() {
+            fs::remove_dir_all(&dropped).map_err(|error| Error::file(&dropped, error))?;
+        }
+        fs::rename(checkpoint, &dropped).map_err(|error| Error::file(checkpoint, error))?;
+        fs::remove_dir_all(&dropped).map_err(|error| Error::file(&dropped, error))
     }
 
     /// The checkpoint of a step.

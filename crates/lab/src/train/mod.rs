@@ -28,6 +28,10 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// Why a folder is not gone on with.
+pub(crate) const OTHER: &str =
+    "this is a run of another configuration; name another folder, or go on with the configuration it was begun with";
+
 /// A model, what mixes its tokens, and how it is trained on one task.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -211,9 +215,7 @@ impl<'a> Trainer<'a> {
         if let Some(path) = newest {
             let state = load_state(&path)?;
             if state.config != self.state.config {
-                let message =
-                    "this is a run of another configuration; name another folder, or go on with the configuration it was begun with";
-                return Err(Error::data(&path, "state.json", message));
+                return Err(Error::data(&path, "state.json", OTHER));
             }
             self.model = self.model.take().map(|model| load_model(&path, model)).transpose()?;
             self.optimizer = load_optimizer(&path, self.optimizer.clone())?;
