@@ -80,7 +80,7 @@ fn shares(dtype: Dtype) -> Bundle {
 #[test]
 fn two_mechanisms_together_attend_as_defined() {
     let merged = agree(codebook, "--mechanism local+vq --gradients --causal --set local.window=4 --set scale=0.3");
-    assert_eq!(merged.names(), ["codes", "dk", "dq", "dv", "lse", "o"]);
+    assert_eq!(merged.names(), ["codes", "dk", "dq", "dv", "loss", "lse", "o"]);
     agree(codebook, "--mechanism local+vq --gradients --set local+vq.local.window=4");
     let split = agree(square, "--mechanism local/linear --gradients --causal --set local.window=4 --set local.scale=0.3 --set split=1");
     assert_eq!(split.names(), ["dk", "dq", "dv", "o"]);

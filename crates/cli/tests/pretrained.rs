@@ -67,7 +67,7 @@ fn an_encoder_is_tuned_evaluated_and_swapped() {
     let other = desk.path("other.tsv");
     let two = ["compare", "--model", text(&run), "--attention", "exact,local", "--set", "local.window=1"];
     let table = regard([&two[..], &["--data", text(&other), "--report", text(&page)]].concat()).done();
-    assert!(table.stdout.contains("test 20") && table.stdout.contains("local"), "{table:?}");
+    assert!(table.stderr.contains("test 20") && table.stdout.contains("local"), "{table:?}");
     assert!(fs::read_to_string(page).expect("a page").starts_with("<!doctype html>"));
 
     let taught =

@@ -88,7 +88,7 @@ fn a_run_leaves_a_record_that_a_page_is_made_of() {
 #[test]
 fn a_run_that_is_killed_ten_times_ends_as_if_nothing_had_been() {
     let desk = Desk::new(CONFIG);
-    let steps = ["--set", "train.steps=300"];
+    let steps = ["--set", "train.steps=6000"];
     desk.train("whole", &steps).done();
     let mut moment = 12_345u64;
     let mut killed = 0;
@@ -106,15 +106,13 @@ fn a_run_that_is_killed_ten_times_ends_as_if_nothing_had_been() {
         child.kill().ok();
         child.wait().expect("it ends");
         killed += 1;
-        if !running {
-            break;
-        }
+        assert!(running, "kill {killed} came too late: make the run longer");
         assert_readable(&desk.run("pieces"));
     }
     let last = desk.train("pieces", &[steps[0], steps[1], "--resume"]).done();
-    assert!(last.stdout.contains("300 steps"), "{last:?}");
+    assert!(last.stdout.contains("6000 steps"), "{last:?}");
     assert_eq!(metrics(&desk.run("whole")), metrics(&desk.run("pieces")));
-    assert_eq!(metrics(&desk.run("whole")).iter().filter(|line| line["loss"].is_number()).count(), 300);
+    assert_eq!(metrics(&desk.run("whole")).iter().filter(|line| line["loss"].is_number()).count(), 6000);
 }
 
 /// Every checkpoint under its own name is whole.

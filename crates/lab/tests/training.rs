@@ -4,7 +4,7 @@ mod small;
 
 use regard_core::mechanism::{Causality, Mechanism};
 use regard_core::reduce::Reducer;
-use regard_lab::model::{Mixing, Model};
+use regard_lab::model::{Mixing, Model, ModelConfig};
 use regard_lab::task::Task;
 use regard_lab::train::{Event, Line};
 use serde_json::{Value, json};
@@ -132,8 +132,9 @@ fn a_folder_of_another_run_is_refused() {
 fn what_configurations_share_starts_alike() {
     let device = burn::tensor::Device::flex();
     let mut config = run(json!("exact"), json!({})).model;
-    assert_eq!(config.deviation, 1.0 / 32f64.sqrt());
-    config.deviation = 0.02;
+    let ModelConfig::Sizes(sizes) = &mut config else { panic!("it is from scratch") };
+    assert_eq!(sizes.deviation, 1.0 / 32f64.sqrt());
+    sizes.deviation = 0.02;
     let model = |name: &str, seed| Model::new(&config, &Mixing::named(name).unwrap(), Echo::new().facts(), seed, &device).unwrap();
     let values = |model: &Model| -> Vec<f32> { model.blocks[1].attention.query.weight.val().into_data().try_to_vec().unwrap() };
     let (exact, gated, other) = (model("exact", 0), model("gated_linear", 0), model("exact", 1));

@@ -32,6 +32,9 @@ pub fn attend(call: &Call<'_>, mut loaded: Loaded) -> Result<Vec<Named>, Error> 
         let received = oracle.received().ok_or_else(|| Error::Combination("this mechanism has no received attention".into()))?;
         results.push(("received", double(&[batch, heads, keys], &received)));
     }
+    if let Some(loss) = plan.loss().filter(|_| !call.step) {
+        results.push(("loss", double(&[1], &[loss])));
+    }
     for defined in oracle.truth(d_o.as_deref()) {
         if let Some(shape) = shape_of(defined.name, &loaded) {
             results.push((defined.name, double(&shape, &defined.values)));
@@ -73,6 +76,7 @@ impl Doubles {
     fn taken_from(loaded: &mut Loaded) -> Self {
         let mut all = vec![("q", take(&mut loaded.q)), ("k", take(&mut loaded.k)), ("v", take(&mut loaded.v))];
         all.extend(loaded.learned().map(|(name, tensor)| (name, take(tensor))));
+        all.extend(loaded.constants().map(|(name, tensor)| (name, take(tensor))));
         Doubles(all)
     }
 

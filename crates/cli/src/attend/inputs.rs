@@ -143,6 +143,13 @@ impl Loaded {
         all.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_mut()?)))
     }
 
+    /// Everything that is read and has no gradient, by name, where it is there.
+    pub fn constants(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
+        let Loaded { codebook, codebook_q, hyperplanes, .. } = self;
+        let all = [("codebook", codebook), ("codebook_q", codebook_q), ("hyperplanes", hyperplanes)];
+        all.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_mut()?)))
+    }
+
     /// Turns what kernels take as slices into f32.
     pub fn narrow(&mut self) {
         for (_, tensor) in self.learned().filter(|(name, _)| ["key_bias", "type_logits", "threshold", "mix"].contains(name)) {
