@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use regard_core::mechanism::{About, Causality, Mechanism, OptionAbout, OptionError};
 use regard_core::reduce::Reducer;
+use regard_lab::names::meant;
 use serde_json::{Map, Value};
 use std::str::FromStr;
 
@@ -100,7 +101,8 @@ impl Chosen {
     /// The reducer of this name, behind exact attention.
     fn reducer(name: &str) -> Result<Self, Failure> {
         let known: Vec<&str> = Reducer::ALL.iter().map(|about| about.name).collect();
-        let unknown = || Failure::Usage(format!("unknown reducer \"{name}\"{}; there are {}", meant(name, &known), known.join(", ")));
+        let unknown =
+            || Failure::Usage(format!("unknown reducer \"{name}\"{}; there are {}", meant(name, known.iter().copied()), known.join(", ")));
         let reducer = Reducer::by_name(name).ok_or_else(unknown)?;
         let exact = Mechanism::by_name("exact").ok_or_else(|| Failure::Usage("there is no exact attention".into()))?;
         Ok(Chosen { mechanism: exact, reducer: Some(reducer), settings: Vec::new() })
@@ -157,7 +159,9 @@ impl Chosen {
 
     fn named(name: &str) -> Result<Self, Failure> {
         let known: Vec<&str> = Mechanism::ALL.iter().map(|about| about.name).collect();
-        let unknown = || Failure::Usage(format!("unknown mechanism \"{name}\"{}; there are {}", meant(name, &known), known.join(", ")));
+        let unknown = || {
+            Failure::Usage(format!("unknown mechanism \"{name}\"{}; there are {}", meant(name, known.iter().copied()), known.join(", ")))
+        };
         Ok(Chosen { mechanism: Mechanism::by_name(name).ok_or_else(unknown)?, reducer: None, settings: Vec::new() })
     }
 
@@ -172,7 +176,8 @@ impl Chosen {
                 names[0]
             ))),
             Some(wanted) => {
-                let unnamed = format!("--set {wanted}.{key}={value} is of no mechanism in this call{}", meant(wanted, &names));
+                let unnamed =
+                    format!("--set {wanted}.{key}={value} is of no mechanism in this call{}", meant(wanted, names.iter().copied()));
                 chosen.iter_mut().find(|chosen| chosen.name() == wanted).ok_or(Failure::Usage(unnamed))
             }
         }
@@ -189,7 +194,7 @@ impl Chosen {
         };
         set.map_err(|error| match error {
             OptionError::Unknown { name: key, known } => {
-                Failure::Usage(format!("{name} has no option \"{key}\"{}; it has {}", meant(&key, &known), known.join(", ")))
+                Failure::Usage(format!("{name} has no option \"{key}\"{}; it has {}", meant(&key, known.iter().copied()), known.join(", ")))
             }
             error @ OptionError::Value { .. } => Failure::Usage(format!("{name}: {error}")),
         })?;
@@ -209,10 +214,4 @@ pub fn typed(option: &OptionAbout, written: &str) -> Value {
         "boolean" => Value::from(written == "true"),
         _ => Value::from(written),
     }
-}
-
-/// `, did you mean "…"?` with the known name nearest to the written one.
-pub fn meant(written: &str, known: &[&str]) -> String {
-    let nearness = |name: &&&str| (strsim::jaro_winkler(written, name) * 1e6) as u64;
-    known.iter().max_by_key(nearness).map_or_else(String::new, |name| format!(", did you mean \"{name}\"?"))
 }

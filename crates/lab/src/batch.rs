@@ -79,7 +79,7 @@ impl Batch {
 }
 
 /// Features of a position, and numbers asked there.
-fn widths(facts: &Facts) -> (usize, usize) {
+pub(crate) fn widths(facts: &Facts) -> (usize, usize) {
     let features = if let Inputs::Rows { width } = facts.inputs { width } else { 1 };
     let numbers = if let Targets::Values(width) = facts.targets { width } else { 1 };
     (features, numbers)

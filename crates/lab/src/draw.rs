@@ -31,7 +31,8 @@ impl Stream {
     }
 }
 
-fn mix(mut x: u64) -> u64 {
+/// Every bit of the result depends on every bit of x.
+pub(crate) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

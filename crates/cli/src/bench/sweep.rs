@@ -5,12 +5,13 @@ use super::case::Phase;
 use super::heads::{Captured, Sizes, Source};
 use super::plan::Plan;
 use crate::arguments::count;
-use crate::chosen::{Chosen, Setting, meant};
+use crate::chosen::{Chosen, Setting};
 use crate::failure::{Failure, warn};
 use crate::files::Archive;
 use crate::tensor::Float;
 use clap::ValueEnum;
 use regard_core::mechanism::Mechanism;
+use regard_lab::names::meant;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -117,7 +118,7 @@ impl Keys {
                 return Err(Failure::Data(format!(
                     "{}: unknown key \"{key}\"{}; there are {}",
                     self.path,
-                    meant(key, &known),
+                    meant(key, known.iter().copied()),
                     known.join(", ")
                 )));
             }

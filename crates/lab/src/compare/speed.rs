@@ -2,9 +2,9 @@
 //! repeated to the length, and the model gets as many positions.
 
 use crate::Error;
-use crate::batch::Batch;
+use crate::batch::{Batch, widths};
 use crate::model::Model;
-use crate::task::{Example, Facts, Input, Inputs, Split, Target, Targets, Task};
+use crate::task::{Example, Facts, Input, Split, Target, Task};
 use crate::train::Run;
 use burn::module::Module;
 use burn::optim::GradientsParams;
@@ -76,8 +76,7 @@ fn repeated(example: Example, facts: &Facts, length: usize) -> Example {
     fn cycled<T: Clone>(values: &[T], count: usize) -> Vec<T> {
         values.iter().cycle().take(count).cloned().collect()
     }
-    let features = if let Inputs::Rows { width } = facts.inputs { width } else { 1 };
-    let numbers = if let Targets::Values(width) = facts.targets { width } else { 1 };
+    let (features, numbers) = widths(facts);
     Example {
         input: match example.input {
             Input::Tokens(tokens) => Input::Tokens(cycled(&tokens, length)),

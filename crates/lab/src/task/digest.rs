@@ -1,16 +1,9 @@
-//! Hashes of contents: FNV-1a in 64 bits (Fowler, Noll and Vo), and the finaliser of SplitMix64.
+//! Hashes of contents: FNV-1a in 64 bits (Fowler, Noll and Vo).
 
 use super::{Example, Input, Target};
 
 /// What was hashed so far.
 pub struct Digest(u64);
-
-/// Every bit of the result depends on every bit of the word.
-pub fn mix(word: u64) -> u64 {
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
-}
 
 impl Digest {
     pub fn new() -> Self {

@@ -7,12 +7,13 @@
 //! validation and test are shares by a hash of (seed, pixels): the same picture is never in two of them. Images stay on disk.
 
 use super::delimited::{Delimited, Layout};
-use super::digest::{Digest, mix};
+use super::digest::Digest;
 use super::file::{Places, Spill};
 use super::open::{Source, open};
 use super::shares::{Shares, TEST_IS_VALIDATION};
 use super::{Example, Facts, Input, Inputs, Label, Metric, Split, Target, Targets, Task};
 use crate::Error;
+use crate::draw::mix;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,7 +4,8 @@
 //! the release of a library. The key is mix over (task, seed, split, index) in turn.
 
 use super::Split;
-use super::digest::{Digest, mix};
+use super::digest::Digest;
+use crate::draw::mix;
 use std::collections::HashMap;
 
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;

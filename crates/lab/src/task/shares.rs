@@ -83,7 +83,7 @@ mod tests {
     fn hashes_are_shared_out_as_the_shares_say() {
         let shares = Shares::new([0.7, 0.2, 0.1]).expect("sound shares");
         let mut counts = [0u32; 3];
-        (0..100_000u64).for_each(|word| counts[shares.of(super::super::digest::mix(word)) as usize] += 1);
+        (0..100_000u64).for_each(|word| counts[shares.of(crate::draw::mix(word)) as usize] += 1);
         assert!(counts.iter().zip([70_000u32, 20_000, 10_000]).all(|(found, due)| found.abs_diff(due) < 800), "{counts:?}");
         assert_eq!(Shares::new([0.5, 0.5, 0.0]).expect("sound shares").of(u64::MAX), Split::Validation);
     }

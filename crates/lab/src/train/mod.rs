@@ -132,7 +132,7 @@ impl Run {
         while !trainer.is_done() {
             trainer.step(observe)?;
         }
-        trainer.finish(observe)
+        trainer.finish()
     }
 }
 
@@ -244,7 +244,6 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, observe: &mut dyn FnMut(Event)) -> Result<(), Error> {
         let start = Instant::now();
         let (loss, gradient, rate) = self.learn()?;
-        let tokens = self.state.tokens;
         let elapsed = start.elapsed();
         self.state.step += 1;
         self.state.seconds += elapsed.as_secs_f64();
@@ -262,7 +261,6 @@ impl<'a> Trainer<'a> {
             let best = self.evaluate(observe)?;
             save |= best && training.patience.is_some();
         }
-        debug_assert!(self.state.tokens >= tokens);
         if save || self.is_done() { self.save(observe) } else { Ok(()) }
     }
 
@@ -367,7 +365,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The parameters that are kept, on the test split.
-    fn finish(self, _observe: &mut dyn FnMut(Event)) -> Result<Outcome, Error> {
+    fn finish(self) -> Result<Outcome, Error> {
         let mut model = self.model.expect("no step is under way");
         if let (Some(_), Some((_, step)), Some(checkpoints)) = (self.run.training.patience, self.state.best, &self.checkpoints) {
             model = load_model(&checkpoints.of(step), model)?;

@@ -13,12 +13,13 @@ pub use super::delimited::Column;
 pub use labels::Labels;
 pub use table::Format;
 
-use super::digest::{Digest, mix};
+use super::digest::Digest;
 use super::open::{LONGEST, Source, open, within};
 use super::shares::{Shares, TEST_IS_VALIDATION};
 use super::tokens::{Model, Tokens};
 use super::{Example, Facts, Input, Inputs, Label, Metric, Split, Target, Targets, Task};
 use crate::Error;
+use crate::draw::mix;
 use labels::Classes;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
