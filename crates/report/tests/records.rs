@@ -35,8 +35,8 @@ fn refused(name: &str, change: impl FnOnce(&mut Value), message: &str) {
 fn every_benchmark_that_is_committed_is_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/records");
     let mut taken = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    for path in files.filter(|path| path.extension().is_some_and(|ending| ending == "json")) {
         let text = fs::read_to_string(&path).unwrap();
         let schema = serde_json::from_str::<Value>(&text).unwrap()["schema"].as_str().unwrap().to_owned();
         let found = Record::read("record", &text);
