@@ -109,6 +109,17 @@ impl Section {
         }
     }
 
+    /// The same keys with others over them, under another heading.
+    ///
+    /// # Errors
+    /// If what lies over them is a plain value.
+    pub fn over(&self, place: &str, over: Value) -> Result<Section, Error> {
+        let Value::Object(over) = over else { return Err(Error::key(place, format!("found {over}, expected keys and values"))) };
+        let mut values = self.values.clone();
+        values.extend(over);
+        Ok(Section::new(place, values))
+    }
+
     /// Everything that was not asked for.
     pub fn rest(self) -> Map<String, Value> {
         self.values

@@ -9,7 +9,7 @@ use common::repository;
 use regard::{Pass, Tally};
 use regard_lab::Error;
 use regard_lab::batch::Batch;
-use regard_lab::compare::{Comparison, Watch, agreements, fitting, swapped};
+use regard_lab::compare::{Compared, Comparison, Watch, agreements, fitting, swapped};
 use regard_lab::draw::Stream;
 use regard_lab::experiment::Experiment;
 use regard_lab::model::{Mixing, Model, ModelConfig};
@@ -228,6 +228,15 @@ fn comparison(value: Value) -> Result<Comparison, Error> {
     Comparison::read(&mut section("", value))
 }
 
+fn trained(contest: &Comparison, folder: Option<&Path>) -> Vec<Compared> {
+    let unknown = |call: &mut dyn FnMut()| {
+        call();
+        None
+    };
+    let mut watch = Watch { progress: &mut |_| (), peak: &unknown };
+    contest.run(&Holds::new(), folder, &mut watch).unwrap()
+}
+
 #[test]
 fn others_start_as_exact_attention_and_are_measured_before_they_heal() {
     let folder = tempfile::tempdir().unwrap();
@@ -239,24 +248,49 @@ fn others_start_as_exact_attention_and_are_measured_before_they_heal() {
         )
         .unwrap()
     };
-    let train = |contest: &Comparison, folder: Option<&Path>| {
-        let unknown = |call: &mut dyn FnMut()| {
-            call();
-            None
-        };
-        let mut watch = Watch { progress: &mut |_| (), peak: &unknown };
-        contest.run(&Holds::new(), folder, &mut watch).unwrap()
-    };
-    let all = train(&contest(json!("exact")), Some(folder.path()));
+    let all = trained(&contest(json!("exact")), Some(folder.path()));
     assert_eq!(all.iter().map(|compared| compared.name.as_str()).collect::<Vec<_>>(), ["local", "wide", "exact"]);
     assert_eq!(all[2].zero_shot(), None);
     assert!(all[2].quality() > 0.9, "{}", all[2].quality());
     assert_eq!(all[1].zero_shot(), Some(all[2].quality()), "a window that sees everything is exact attention");
     assert!(all[0].zero_shot().is_some_and(|quality| quality <= all[2].quality()));
     assert!(all[0].record().runs.iter().all(|run| run.zero_shot.is_some()));
-    let again = train(&contest(json!("exact")), Some(folder.path()));
+    let again = trained(&contest(json!("exact")), Some(folder.path()));
     assert!(all.iter().zip(&again).all(|(one, other)| one.runs == other.runs), "finished runs are found");
-    assert!(train(&contest(Value::Null), None).iter().all(|compared| compared.zero_shot().is_none()));
+    assert!(trained(&contest(Value::Null), None).iter().all(|compared| compared.zero_shot().is_none()));
+}
+
+#[test]
+fn healing_is_shorter_than_training_and_who_starts_from_scratch_does_neither() {
+    let all = trained(&comparison(healed(json!({}))).unwrap(), None);
+    let steps = |at: usize| (all[at].runs[0].steps, all[at].runs[0].zero_shot.is_some());
+    assert_eq!([steps(0), steps(1), steps(2)], [(6, false), (2, true), (6, false)]);
+    assert_eq!(all[1].runs[0].config["train"]["rate"], json!(1e-4));
+    assert_eq!(all[1].runs[0].config["train"]["batch"], json!(4), "what healing does not say is that of training");
+}
+
+#[test]
+fn healing_that_nobody_starts_with_is_refused() {
+    let message = |over: Value| comparison(healed(over)).unwrap_err().to_string();
+    assert_eq!(
+        message(json!({"start": null})),
+        "start: is missing: healing and from_scratch are of those that start as exact; write start: exact"
+    );
+    assert_eq!(
+        message(json!({"from_scratch": ["locl"]})),
+        "from_scratch: no configuration is named \"locl\", did you mean \"local\"?; there are exact, local, alone"
+    );
+    assert_eq!(message(json!({"healing": 3})), "healing: found 3, expected keys and values");
+    assert!(message(json!({"healing": {"stps": 3}})).starts_with("healing.stps: unknown key, did you mean \"steps\"?"));
+}
+
+/// Exact attention, a window that starts as it, and one that does not.
+fn healed(over: Value) -> Value {
+    let mut whole = json!({"model": {"width": 8, "heads": 2, "layers": 1}, "train": {"batch": 4, "steps": 6, "warm_up": 2}, "start": "exact",
+        "healing": {"steps": 2, "rate": 1e-4}, "from_scratch": ["alone"],
+        "configurations": ["exact", {"mechanism": "local", "window": 2}, {"mechanism": "local", "window": 2, "name": "alone"}]});
+    over.as_object().unwrap().iter().for_each(|(key, value)| whole[key] = value.clone());
+    whole
 }
 
 /// A model of its own sizes hands down what it shares by name; gates are new.

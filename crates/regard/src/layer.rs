@@ -288,6 +288,8 @@ pub struct Passage<'a> {
     pub weight: f32,
     /// How many tokens each row stands for, `[T]`: it is attended to in proportion. One each without it.
     pub sizes: Option<&'a [f32]>,
+    /// What the logits of each row as a key get added, `[T]`, in place of sizes: a deletion that is being learned.
+    pub key_bias: Option<&'a Tensor<1>>,
     /// Who decides behind this layer which tokens go on, and is shown what it reads.
     pub reducer: Option<&'a Reducer>,
 }
@@ -444,6 +446,8 @@ impl AttentionLayer {
         let mut heads = self.project_packed(x, passage.turns, passage.pass)?;
         if let Some(sizes) = passage.sizes {
             heads.how = heads.how.key_bias(self.log_sizes(sizes, &heads.qkv[1]));
+        } else if let Some(bias) = passage.key_bias {
+            heads.how = heads.how.key_bias(self.per_head(bias.clone()));
         }
         let reads = |tensor: &str| passage.reducer.is_some_and(|reducer| reducer.about().tensors.contains(&tensor));
         let keys = reads("keys").then(|| mean_keys(&heads.qkv[1]));
@@ -461,7 +465,13 @@ impl AttentionLayer {
     fn log_sizes(&self, sizes: &[f32], like: &Tensor<4>) -> Tensor<3> {
         let logs: Vec<f32> = sizes.iter().map(|size| size.ln()).collect();
         let count = logs.len();
-        Tensor::<3>::from_data(TensorData::new(logs, [1, 1, count]), &like.device()).expand([1, self.heads.keys, count])
+        self.per_head(Tensor::from_data(TensorData::new(logs, [count]), &like.device()))
+    }
+
+    /// A number for every row, `[T]`, as a bias of keys, `[1, G, T]`.
+    fn per_head(&self, bias: Tensor<1>) -> Tensor<3> {
+        let [count] = bias.dims();
+        bias.reshape([1, 1, count]).expand([1, self.heads.keys, count])
     }
 
     /// The output and how much each token was attended to, `[T]`.

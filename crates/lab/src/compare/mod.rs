@@ -18,6 +18,7 @@ pub use swap::{fitting, swapped};
 
 use crate::Error;
 use crate::model::{Mixing, Model, ModelConfig};
+use crate::names::meant;
 use crate::section::Section;
 use crate::task::{Facts, Task};
 use crate::train::{Event, Line, Outcome, Parents, Run, Start, Training, load_kept};
@@ -36,6 +37,10 @@ pub struct Comparison {
     pub model: ModelConfig,
     /// How each is trained; its seed is one of `seeds`. What starts as exact attention or learns from it is not exact attention itself.
     pub training: Training,
+    /// How those are trained that start as exact attention, where that is another way.
+    pub healing: Option<Training>,
+    /// Names of those that start from nothing although others start as exact attention.
+    pub from_scratch: Vec<String>,
     /// One run of each configuration for each.
     pub seeds: Vec<u64>,
     /// Mechanisms and reducers, names unlike one another.
@@ -115,21 +120,25 @@ pub struct Watch<'a> {
 }
 
 impl Comparison {
-    /// Reads what stands under `model`, `train`, `seeds`, `configurations`, `lengths` and `start`.
+    /// Reads what stands under `model`, `train`, `healing`, `seeds`, `configurations`, `from_scratch`, `lengths` and `start`.
     ///
     /// # Errors
     /// An unknown key, a value out of its range, or two configurations of one name.
     pub fn read(section: &mut Section) -> Result<Self, Error> {
         let model = ModelConfig::read(section.section("model")?)?;
-        let training = Training::read(section.section("train")?)?;
-        let training = Training { start: section.take::<Start>("start")?, ..training };
+        let train = section.section("train")?;
+        let healing = section.take("healing")?.map(|over| train.over("healing", over)).transpose()?;
+        let start = section.take::<Start>("start")?;
+        let following = |section| Training::read(section).map(|training| Training { start, ..training });
+        let (training, healing) = (following(train)?, healing.map(following).transpose()?);
+        let from_scratch = section.or("from_scratch", Vec::new())?;
         let seeds: Vec<u64> = section.or("seeds", vec![training.seed])?;
         let written: Vec<Value> = section.or("configurations", Vec::new())?;
         let mixing = |(at, value): (usize, &Value)| Mixing::read(&format!("configurations[{at}]"), value);
         let configurations: Vec<Mixing> = written.iter().enumerate().map(mixing).collect::<Result<_, _>>()?;
         let lengths: Vec<Value> = section.or("lengths", Vec::new())?;
         let lengths = lengths.iter().map(|value| length(&section.name("lengths"), value)).collect::<Result<_, _>>()?;
-        let comparison = Comparison { model, training, seeds, configurations, lengths };
+        let comparison = Comparison { model, training, healing, from_scratch, seeds, configurations, lengths };
         comparison.check()?;
         Ok(comparison)
     }
@@ -147,6 +156,17 @@ impl Comparison {
         }
         if self.follows() && self.exact().is_none() {
             return Err(Error::key("configurations", "exact is not among them, which the others start as or learn from; add exact"));
+        }
+        let healed = self.healing.is_some() || !self.from_scratch.is_empty();
+        if healed && self.training.start.is_none() {
+            return Err(Error::key("start", "is missing: healing and from_scratch are of those that start as exact; write start: exact"));
+        }
+        if let Some(unknown) = self.from_scratch.iter().find(|name| !names.contains(&name.as_str())) {
+            let meant = meant(unknown, names.iter().copied());
+            return Err(Error::key(
+                "from_scratch",
+                format!("no configuration is named \"{unknown}\"{meant}; there are {}", names.join(", ")),
+            ));
         }
         match &self.training.distil {
             Some(distil) if distil.from.is_some() => {
@@ -223,11 +243,15 @@ impl Comparison {
 
     /// The run of a configuration. Exact attention has nobody to start as or to learn from.
     fn of(&self, mixing: &Mixing, seed: u64) -> Run {
-        let mut training = Training { seed, ..self.training.clone() };
+        let mut training = self.training.clone();
         if self.exact().is_some_and(|exact| self.configurations[exact].name == mixing.name) {
             (training.start, training.distil) = (None, None);
+        } else if self.from_scratch.contains(&mixing.name) {
+            training.start = None;
+        } else if let Some(healing) = &self.healing {
+            training = healing.clone();
         }
-        Run { model: self.model.clone(), mixing: mixing.clone(), training }
+        Run { model: self.model.clone(), mixing: mixing.clone(), training: Training { seed, ..training } }
     }
 
     /// What a run came to, and its model where it is at hand or others follow it.
@@ -268,7 +292,7 @@ struct Place<'a> {
 }
 
 fn is_exact(mixing: &Mixing) -> bool {
-    matches!(mixing.mechanism, Mechanism::Exact(_)) && mixing.reducer.is_none()
+    matches!(mixing.mechanism, Mechanism::Exact(_)) && mixing.reducer.is_none() && !mixing.causal
 }
 
 /// Differences of all others from the one that is exact attention without a reducer.

@@ -1,11 +1,12 @@
 //! One pre-norm layer: `a = x + attention(norm(x))`, tokens leave or merge, `y = a + down(f(up(norm(a))))`. Xiong et al. 2020.
 
+use super::leaving::Leaving;
 use super::{Mixing, Positions, Precision, Sizes};
 use crate::Error;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
-use regard::reduce::{Reducer, Reduction, Shown, reduce};
+use regard::reduce::Reduction;
 use regard::rows::{self, Activation, Rotary, Turns};
 use regard::{Attention, AttentionLayer, AttentionLayerConfig, Codes, Packed, Pass, Passage};
 
@@ -21,9 +22,9 @@ pub struct Block {
     pub attention: AttentionLayer,
     /// What every token goes through after it; none where the inner width is 0.
     pub feed: Option<Feed>,
+    /// Which tokens do not go on to it.
+    pub leaving: Option<Leaving>,
     dropout: Dropout,
-    #[module(skip)]
-    reducer: Option<Reducer>,
     #[module(skip)]
     penalty: f32,
 }
@@ -48,6 +49,8 @@ pub struct Flow {
     pub tokens: Packed,
     /// What became of the tokens of the batch; none where nothing reduces.
     pub reduction: Option<Reduction>,
+    /// What keys of later layers get added to their logits, `[T]`: a deletion that is being learned.
+    pub dimmed: Option<Tensor<1>>,
     /// What mechanisms add to the loss, `[1]`.
     pub loss: Tensor<1>,
     /// What each layer's codebooks take in behind the optimiser's step.
@@ -60,7 +63,7 @@ impl Flow {
     /// Tokens ahead of the first layer.
     pub fn of(tokens: Packed) -> Self {
         let loss = Tensor::zeros([1], &tokens.x().device());
-        Flow { tokens, reduction: None, loss, codes: Vec::new(), left: Vec::new() }
+        Flow { tokens, reduction: None, dimmed: None, loss, codes: Vec::new(), left: Vec::new() }
     }
 
     /// How many tokens each row stands for, where that is not one.
@@ -70,9 +73,9 @@ impl Flow {
 }
 
 impl Block {
-    /// A layer as configurations say; `causal`: whether tokens must not see later ones.
-    pub(super) fn new(config: &Sizes, mixing: &Mixing, causal: bool, device: &Device) -> Result<Self, Error> {
-        let attention = if causal { Attention::causal() } else { Attention::full() };
+    /// Layer `at` as configurations say; `causal`: whether tokens must not see later ones.
+    pub(super) fn new(config: &Sizes, mixing: &Mixing, (at, causal): (usize, bool), device: &Device) -> Result<Self, Error> {
+        let attention = if causal || mixing.causal { Attention::causal() } else { Attention::full() };
         let layer = AttentionLayerConfig::new(config.width, config.heads)
             .with_kv_heads(Some(config.kv_heads))
             .with_query_bias(config.bias)
@@ -94,8 +97,8 @@ impl Block {
             norm: LayerNormConfig::new(config.width).with_epsilon(f64::from(EPSILON)).init(device),
             attention: layer,
             feed: (config.inner > 0).then(|| Feed::new(config, device)),
+            leaving: Leaving::new(mixing, at, config.width, device)?,
             dropout: DropoutConfig::new(config.dropout).init(),
-            reducer: mixing.reducer.clone(),
             penalty: mixing.penalty,
         })
     }
@@ -104,14 +107,14 @@ impl Block {
     pub(super) fn forward(&self, flow: Flow, turns: Option<&Turns>, pass: Pass, at: usize) -> Result<Flow, Error> {
         let x = flow.tokens.x().clone();
         let normed = flow.tokens.clone().with_x(normed(&self.norm, x.clone())?)?;
-        let reducer = self.reducer.as_ref().filter(|reducer| reducer.acts(at));
-        let passage = Passage { turns, pass, weight: self.penalty, sizes: flow.sizes(), reducer };
+        let reducer = self.leaving.as_ref().map(Leaving::reducer);
+        let passage = Passage { turns, pass, weight: self.penalty, sizes: flow.sizes(), key_bias: flow.dimmed.as_ref(), reducer };
         let passed = self.attention.forward_passage(&normed, passage)?;
         let tokens = flow.tokens.clone().with_x(x + self.dropout.forward(passed.tokens.into_x()))?;
         let mut flow = Flow { tokens, loss: flow.loss + passed.aside.loss, ..flow };
         flow.codes.push(passed.aside.codes);
-        if let Some(reducer) = reducer {
-            flow = flow.reduced(reducer, passed.shown, at)?;
+        if let Some(leaving) = &self.leaving {
+            flow = leaving.apply(flow, passed.shown, pass, at)?;
         }
         if let Some(feed) = &self.feed {
             let x = flow.tokens.x().clone();
@@ -119,17 +122,6 @@ impl Block {
         }
         flow.left.push(flow.tokens.tokens());
         Ok(flow)
-    }
-}
-
-impl Flow {
-    fn reduced(self, reducer: &Reducer, shown: Shown, layer: usize) -> Result<Self, Error> {
-        let reduced = reduce(reducer, &self.tokens, &shown, layer)?;
-        let reduction = match &self.reduction {
-            Some(earlier) => reduced.reduction.after(earlier).map_err(regard::Error::from)?,
-            None => reduced.reduction,
-        };
-        Ok(Flow { tokens: reduced.tokens, reduction: Some(reduction), ..self })
     }
 }
 

@@ -256,6 +256,8 @@ pub struct Mixing {
     pub reducer: Option<Reducer>,
     /// Weight of what the mechanism adds to the loss ([`regard::penalty`]), where it learns how much to keep or to merge.
     pub penalty: f32,
+    /// Whether a token must not see later ones, even where the task lets it.
+    pub causal: bool,
     /// As it was written.
     pub written: Map<String, Value>,
 }
@@ -283,6 +285,7 @@ impl Mixing {
         let mechanism = section.or("mechanism", "exact".to_owned())?;
         let label: Option<String> = section.take("name")?;
         let penalty = section.or("penalty", 0.0)?;
+        let causal = section.or("causal", false)?;
         let reducer = match section.value("reduce") {
             None | Some(Value::Null) => None,
             Some(value) => Some(reducer(&section.name("reduce"), value)?),
@@ -292,7 +295,7 @@ impl Mixing {
             Some(reducer) => format!("{mechanism}, {}", reducer.about().name),
             None => mechanism.clone(),
         });
-        Ok(Mixing { name, mechanism: self::mechanism(place, &mechanism, section.rest())?, reducer, penalty, written })
+        Ok(Mixing { name, mechanism: self::mechanism(place, &mechanism, section.rest())?, reducer, penalty, causal, written })
     }
 }
 

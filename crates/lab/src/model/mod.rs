@@ -8,11 +8,13 @@
 
 mod block;
 mod config;
+mod leaving;
 mod pretrained;
 mod start;
 
 pub use block::{Block, Feed, Flow};
 pub use config::{Gate, Mixing, ModelConfig, Pooling, Positions, Precision, Pretrained, Sizes, Trained};
+pub use leaving::Leaving;
 
 use crate::Error;
 use crate::batch::{Asked, Batch};
@@ -104,7 +106,7 @@ impl Model {
             tokens,
             features,
             positions: (config.positions == Positions::Learned).then(|| embedding(facts.longest)),
-            blocks: (0..config.layers).map(|_| Block::new(config, mixing, facts.causal, device)).collect::<Result<_, _>>()?,
+            blocks: (0..config.layers).map(|at| Block::new(config, mixing, (at, facts.causal), device)).collect::<Result<_, _>>()?,
             norm: norm(width, device),
             head: (!config.tied).then(|| LinearConfig::new(width, answers).with_bias(config.bias).init(device)),
             pooling: config.pooling,
@@ -247,10 +249,13 @@ pub(crate) fn check(mixing: &Mixing, facts: &Facts) -> Result<(), Error> {
     use regard_core::mechanism::Causality;
     let name = &mixing.name;
     let about = mixing.mechanism.about();
-    if about.causality == Causality::Required && !facts.causal {
-        return Err(Error::key(name, format!("{} is causal only, and the task {} is not", about.name, facts.name)));
+    let causal = facts.causal || mixing.causal;
+    if about.causality == Causality::Required && !causal {
+        let message =
+            format!("{} is causal only, and the task {} is not; add causal: true to read it in one direction", about.name, facts.name);
+        return Err(Error::key(name, message));
     }
-    if about.causality == Causality::Never && facts.causal {
+    if about.causality == Causality::Never && causal {
         return Err(Error::key(name, format!("{} has no causal form, and the task {} needs one", about.name, facts.name)));
     }
     if mixing.reducer.is_some() && !matches!(facts.targets, Targets::Classes(_)) {

@@ -32,6 +32,9 @@ fn check(mixing: &Mixing, facts: &Facts) -> Result<(), Error> {
     if mixing.penalty != 0.0 {
         return Err(Error::key(format!("{}.penalty", mixing.name), "inside an encoder no mechanism learns what a penalty steers"));
     }
+    if mixing.causal {
+        return Err(Error::key(format!("{}.causal", mixing.name), "an encoder lets every token see later ones"));
+    }
     if mixing.reducer.as_ref().is_some_and(|reducer| reducer.about().tensors.contains(&"gate_logits")) {
         return Err(Error::key(&mixing.name, "it decides by a gate that it learns, which no checkpoint of an encoder has"));
     }
@@ -70,5 +73,5 @@ pub(super) fn flow(encoder: &Encoder, batch: &Batch, pass: Pass) -> Result<Flow,
     let texts: Vec<&[u32]> = batch.lengths.iter().map(|&length| rest.split_off(..length).unwrap_or_default()).collect();
     let encoded = encoder.forward_in(&texts, pass)?;
     let loss = Tensor::zeros([1], &encoded.tokens.x().device());
-    Ok(Flow { tokens: encoded.tokens, reduction: encoded.reduction, loss, codes: Vec::new(), left: encoded.left })
+    Ok(Flow { tokens: encoded.tokens, reduction: encoded.reduction, dimmed: None, loss, codes: Vec::new(), left: encoded.left })
 }

@@ -20,7 +20,7 @@ struct Start {
 }
 
 /// What keeps the start that its module gave it, by a part of its name.
-const OWN: [&str; 5] = ["types", "threshold", "codebook", "codebook_q", "mix"];
+const OWN: [&str; 6] = ["types", "threshold", "codebook", "codebook_q", "mix", "leaving"];
 
 impl Start {
     fn deviation(&self) -> f64 {
