@@ -1,4 +1,5 @@
-//! `regard`: attention on files of tensors, how fast it is on this machine, vectors of texts, and pages of what was measured.
+//! `regard`: attention on files of tensors, how fast it is on this machine, vectors of texts, texts with
+//! fewer words, and pages of what was measured.
 //!
 //! Results go to standard output, progress and warnings to standard error. The program ends with 0 when all is done, 2
 //! when it was called wrongly, 1 when a file, a tensor or the machine stands in the way.
@@ -7,6 +8,7 @@ mod arguments;
 mod attend;
 mod bench;
 mod chosen;
+mod compress;
 mod embed;
 mod failure;
 mod files;
@@ -44,6 +46,7 @@ enum Verb {
     Attend(attend::Attend),
     Bench(bench::Bench),
     Embed(embed::Embed),
+    Compress(compress::Compress),
     Train(lab::train::Train),
     Eval(lab::eval::Eval),
     Compare(lab::compare::Compare),
@@ -73,6 +76,7 @@ fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Attend(attend) => attend::run(&attend),
         Verb::Bench(bench) => bench::run(&bench),
         Verb::Embed(embed) => embed::run(&embed),
+        Verb::Compress(compress) => compress::run(&compress),
         Verb::Train(train) => lab::train::run(&train),
         Verb::Eval(eval) => lab::eval::run(&eval),
         Verb::Compare(compare) => lab::compare::run(&compare),

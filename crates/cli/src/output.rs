@@ -75,6 +75,12 @@ impl Draft {
         Ok(Draft { file, target })
     }
 
+    /// Writes behind what was written so far.
+    pub fn add(&self, text: &str) -> Result<(), Failure> {
+        let refuse = |error: io::Error| Failure::Data(format!("cannot write {}: {error}", self.target.display()));
+        self.file.as_file().write_all(text.as_bytes()).map_err(refuse)
+    }
+
     /// Writes the contents and takes the target's place.
     pub fn finish(self, contents: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<(), Failure> {
         let refuse = |error: io::Error| Failure::Data(format!("cannot write {}: {error}", self.target.display()));

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{all, asked, data, example, folder, open, refusal, tokens};
-use regard_lab::task::{Inputs, Metric, Split};
+use regard_lab::task::{Inputs, Metric, Split, Targets};
 
 /// What a model would predict is what comes next.
 fn follows(task: &dyn regard_lab::task::Task, stream: &[u32], context: usize) {
@@ -38,6 +38,33 @@ fn windows_cover_every_part() {
         assert_eq!((shown.as_slice(), next.as_slice()), (&part[..99], &part[1..]), "every token but the first is asked once");
         assert_eq!(tokens(&windows[3]).len(), 3, "the last window is shorter");
     }
+}
+
+#[test]
+fn hidden_tokens_are_asked_for_and_no_others() {
+    let text: Vec<u8> = (0..40_000u32).map(|at| b'a' + (at * at % 23) as u8).collect();
+    let folder = folder(&[("a.txt", &text)]);
+    let task = open(folder.path(), "{name: language, train: a.txt, context: 200, masked: 0.15, splits: [0.5, 0.5, 0]}");
+    let facts = task.facts();
+    assert_eq!((facts.inputs, facts.targets, facts.causal), (Inputs::Tokens { vocabulary: 257 }, Targets::Tokens(257), false));
+    let [mut hidden, mut other, mut same] = [0.0; 3];
+    for (number, window) in all(&*task, Split::Validation).iter().enumerate() {
+        let was = &text[20_000 + 200 * number..][..200];
+        for ((&shown, asked), &was) in tokens(window).iter().zip(asked(window)).zip(was) {
+            assert!(asked.is_none_or(|asked| asked == u32::from(was)), "what is asked is what stood there");
+            match asked {
+                None => assert_eq!(shown, u32::from(was), "what is not asked stays"),
+                Some(_) if shown == 256 => hidden += 1.0,
+                Some(asked) if shown == *asked => same += 1.0,
+                Some(_) => other += 1.0,
+            }
+        }
+    }
+    let total = hidden + other + same;
+    assert!((total / 20_000.0 - 0.155f64).abs() < 0.01, "{total}");
+    assert!((hidden / total - 0.8).abs() < 0.03 && (other / total - 0.1).abs() < 0.03 && (same / total - 0.1).abs() < 0.03);
+    let message = refusal(folder.path(), "{name: language, train: a.txt, masked: 1.5}");
+    assert_eq!(message, "task.masked: is 1.5; it is a share of the tokens between 0 and 1, such as 0.15");
 }
 
 #[test]

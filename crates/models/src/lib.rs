@@ -18,7 +18,7 @@ mod map;
 mod text;
 mod tokens;
 
-pub use encoder::{Encoded, Encoder, Pooling, pool};
+pub use encoder::{Attended, Encoded, Encoder, Pooling, pool};
 pub use error::Error;
 pub use folder::Folder;
 pub use regard::Attention;

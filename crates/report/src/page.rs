@@ -4,7 +4,7 @@
 use crate::chart::{Chart, Figure};
 use crate::escape::{html, json};
 use crate::figures::training::Group;
-use crate::figures::{Section, bench, training};
+use crate::figures::{Section, bench, compression, training};
 use crate::schema::{Compare, Configuration, Contents, Record, Task, TrainingRun};
 use crate::{commands, units::Unit};
 use serde::Serialize;
@@ -98,6 +98,9 @@ fn parts(records: &[Record]) -> Vec<Part<'_>> {
                 records: vec![record],
                 sections: bench::sections(found),
             },
+            Contents::Compression(found) => {
+                Part { title: title("Compressed texts".to_owned()), records: vec![record], sections: compression::sections(found) }
+            }
             Contents::Compare(Compare { task, configurations, .. }) => {
                 let configurations = configurations.iter().map(|each| (each.name.clone(), each)).collect();
                 let sections = training::sections(&Group { task, configurations });
@@ -249,7 +252,7 @@ fn ceilings(record: &Record) -> Option<String> {
 
 fn configurations(record: &Record) -> &[Configuration] {
     match &record.contents {
-        Contents::Bench(_) => &[],
+        Contents::Bench(_) | Contents::Compression(_) => &[],
         Contents::TrainingRun(run) => std::slice::from_ref(&run.configuration),
         Contents::Compare(compare) => &compare.configurations,
     }

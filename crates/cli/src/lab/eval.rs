@@ -2,6 +2,7 @@
 
 use super::{describe, refuse};
 use crate::arguments::{Execution, Json};
+use crate::compress::evaluate::{self, Sources};
 use crate::failure::Failure;
 use crate::output::{self, JsonTarget};
 use clap::{Args, ValueEnum};
@@ -11,7 +12,7 @@ use regard_lab::section::plain;
 use regard_lab::task::Split;
 use regard_lab::train::{Scope, load_kept};
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Evaluate a trained model
 #[derive(Args)]
@@ -20,12 +21,16 @@ use std::path::PathBuf;
 
 Examples:
   regard eval runs/shakespeare
-  regard eval runs/shakespeare --attention local --set window=32"
+  regard eval runs/shakespeare --attention local --set window=32
+  regard eval --task compression --classifier runs/reviews --model sentence-transformers/all-MiniLM-L6-v2 --books chapters.txt"
 )]
 pub struct Eval {
     /// Folder of a run that regard train made
-    #[arg(value_name = "DIR")]
-    run: PathBuf,
+    #[arg(value_name = "DIR", required_unless_present = "task", conflicts_with = "task")]
+    run: Option<PathBuf>,
+    /// Evaluate something else: compression, what is left of texts when words are left out
+    #[arg(long, value_enum)]
+    task: Option<Other>,
     /// The split
     #[arg(long, value_enum, default_value_t = Part::Test)]
     split: Part,
@@ -39,9 +44,16 @@ pub struct Eval {
     #[arg(long, value_name = "KEY=VALUE", requires = "attention")]
     set: Vec<String>,
     #[command(flatten)]
+    sources: Sources,
+    #[command(flatten)]
     json: Json,
     #[command(flatten)]
     execution: Execution,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Other {
+    Compression,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -63,14 +75,21 @@ impl Part {
 
 /// Evaluates and prints.
 pub fn run(eval: &Eval) -> Result<(), Failure> {
+    match (&eval.task, &eval.run) {
+        (None, Some(run)) => of_run(eval, run),
+        _ => evaluate::run(&eval.sources, (&eval.json, &eval.execution)),
+    }
+}
+
+fn of_run(eval: &Eval, run: &Path) -> Result<(), Failure> {
     eval.execution.par()?;
     let target = JsonTarget::new(eval.json.path())?;
-    let mut experiment = Experiment::reopen(&eval.run).map_err(refuse)?;
+    let mut experiment = Experiment::reopen(run).map_err(refuse)?;
     if let Some(name) = &eval.attention {
         experiment.run.mixing = mixing(name, &eval.set)?;
     }
     let task = &*experiment.opened.task;
-    let (model, device) = load_kept(&experiment.run, task, &eval.run).map_err(refuse)?;
+    let (model, device) = load_kept(&experiment.run, task, run).map_err(refuse)?;
     let scope = Scope { split: eval.split.split(), examples: eval.examples, batch: experiment.run.training.batch };
     let found = regard_lab::train::evaluate(&model, task, scope, &device).map_err(refuse)?;
     describe(task);

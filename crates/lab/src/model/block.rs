@@ -6,7 +6,7 @@ use crate::Error;
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
-use regard::reduce::Reduction;
+use regard::reduce::{Prune, Reducer, Reduction};
 use regard::rows::{self, Activation, Rotary, Turns};
 use regard::{Attention, AttentionLayer, AttentionLayerConfig, Codes, Packed, Pass, Passage};
 
@@ -57,13 +57,15 @@ pub struct Flow {
     pub codes: Vec<Codes>,
     /// Tokens that left each layer.
     pub left: Vec<usize>,
+    /// How much each token was attended to in each layer, where that is asked for.
+    pub scores: Option<Vec<Tensor<1>>>,
 }
 
 impl Flow {
     /// Tokens ahead of the first layer.
     pub fn of(tokens: Packed) -> Self {
         let loss = Tensor::zeros([1], &tokens.x().device());
-        Flow { tokens, reduction: None, dimmed: None, loss, codes: Vec::new(), left: Vec::new() }
+        Flow { tokens, reduction: None, dimmed: None, loss, codes: Vec::new(), left: Vec::new(), scores: None }
     }
 
     /// How many tokens each row stands for, where that is not one.
@@ -107,12 +109,17 @@ impl Block {
     pub(super) fn forward(&self, flow: Flow, turns: Option<&Turns>, pass: Pass, at: usize) -> Result<Flow, Error> {
         let x = flow.tokens.x().clone();
         let normed = flow.tokens.clone().with_x(normed(&self.norm, x.clone())?)?;
-        let reducer = self.leaving.as_ref().map(Leaving::reducer);
+        let scores = Reducer::Prune(Prune::default());
+        let asked = flow.scores.is_some().then_some(&scores);
+        let reducer = self.leaving.as_ref().map(Leaving::reducer).or(asked);
         let passage = Passage { turns, pass, weight: self.penalty, sizes: flow.sizes(), key_bias: flow.dimmed.as_ref(), reducer };
         let passed = self.attention.forward_passage(&normed, passage)?;
         let tokens = flow.tokens.clone().with_x(x + self.dropout.forward(passed.tokens.into_x()))?;
         let mut flow = Flow { tokens, loss: flow.loss + passed.aside.loss, ..flow };
         flow.codes.push(passed.aside.codes);
+        if let Some(scores) = &mut flow.scores {
+            scores.extend(passed.shown.score.clone());
+        }
         if let Some(leaving) = &self.leaving {
             flow = leaving.apply(flow, passed.shown, pass, at)?;
         }

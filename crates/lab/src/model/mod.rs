@@ -9,12 +9,14 @@
 mod block;
 mod config;
 mod leaving;
+mod outline;
 mod pretrained;
 mod start;
 
 pub use block::{Block, Feed, Flow};
 pub use config::{Gate, Mixing, ModelConfig, Pooling, Positions, Precision, Pretrained, Sizes, Trained};
 pub use leaving::Leaving;
+pub use outline::Outline;
 
 use crate::Error;
 use crate::batch::{Asked, Batch};
@@ -124,6 +126,11 @@ impl Model {
         self.try_load_record(record).map_err(|error| Error::key("start", error.to_string()))
     }
 
+    /// E, the width of hidden states.
+    pub fn width(&self) -> usize {
+        self.norm.gamma.dims()[0]
+    }
+
     /// What the layers make of a batch.
     ///
     /// # Errors
@@ -133,10 +140,24 @@ impl Model {
             return pretrained::flow(encoder, batch, pass);
         }
         let tokens = Packed::new(self.embedded(batch, device)?, &batch.lengths)?;
+        self.through(Flow::of(tokens), pass)
+    }
+
+    /// [`Model::flow`] with how much each token was attended to in each layer, for a model of its own sizes.
+    ///
+    /// # Errors
+    /// As [`Model::flow`]; also if the mechanism has no received attention.
+    pub fn attended(&self, batch: &Batch, device: &Device) -> Result<Flow, Error> {
+        let tokens = Packed::new(self.embedded(batch, device)?, &batch.lengths)?;
+        self.through(Flow { scores: Some(Vec::new()), ..Flow::of(tokens) }, Pass::default())
+    }
+
+    fn through(&self, flow: Flow, pass: Pass) -> Result<Flow, Error> {
+        let tokens = flow.tokens.clone();
         let all = tokens.tokens();
         let turns = self.blocks[0].attention.turns(tokens.positions().iter().copied())?;
         let mut layers = self.blocks.iter().enumerate();
-        layers.try_fold(Flow::of(tokens), |flow, (at, block)| {
+        layers.try_fold(flow, |flow, (at, block)| {
             // Behind a reducer the turns of all tokens fit no more, and the layer makes its own.
             let turns = turns.as_ref().filter(|_| flow.tokens.tokens() == all);
             block.forward(flow, turns, pass, at)

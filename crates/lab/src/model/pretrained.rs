@@ -73,5 +73,13 @@ pub(super) fn flow(encoder: &Encoder, batch: &Batch, pass: Pass) -> Result<Flow,
     let texts: Vec<&[u32]> = batch.lengths.iter().map(|&length| rest.split_off(..length).unwrap_or_default()).collect();
     let encoded = encoder.forward_in(&texts, pass)?;
     let loss = Tensor::zeros([1], &encoded.tokens.x().device());
-    Ok(Flow { tokens: encoded.tokens, reduction: encoded.reduction, dimmed: None, loss, codes: Vec::new(), left: encoded.left })
+    Ok(Flow {
+        tokens: encoded.tokens,
+        reduction: encoded.reduction,
+        dimmed: None,
+        loss,
+        codes: Vec::new(),
+        left: encoded.left,
+        scores: None,
+    })
 }

@@ -1,4 +1,4 @@
-//! Language: the next token at every position of windows over text files.
+//! Language: the next token at every position of windows over text files, or the tokens that are hidden in them.
 //!
 //! Files are one text after another, nothing between. Bytes are read where they lie; characters and tokens of a tokenizer are written to
 //! a temporary file once, 4 bytes each, so that texts may be larger than memory. A tokenizer is given pieces of about 64 KiB that end
@@ -8,10 +8,15 @@
 //! Train example i is the window at token i, every offset one, neighbours overlapping: the order is training's choice. Validation and
 //! test are windows one after another without overlap; the last may be shorter. A window of N tokens has N targets, the last of
 //! which is the token after it. Shares are cut at tokens: `[0.9, 0.1, 0]` on characters is nanoGPT's division.
+//!
+//! With `masked` each token of a window is asked for with that probability, and a model sees the whole window: 8 of 10 such tokens are
+//! replaced by a mask, the token behind the vocabulary, 1 by any token, and 1 stays (Devlin et al. 2018). Which ones is a function of the
+//! split and the window's number.
 
 use super::file::{Places, Spill, open as open_file};
 use super::lines::utf8;
 use super::open::{LONGEST, Source, open, within};
+use super::random::Draws;
 use super::shares::{Shares, TEST_IS_VALIDATION};
 use super::tokens::{Model, Tokens};
 use super::{Example, Facts, Input, Inputs, Metric, Split, Target, Targets, Task};
@@ -64,12 +69,14 @@ pub struct Language {
     pub splits: Option<[f64; 3]>,
     /// `loss` or `bits_per_byte`; null for bits where tokens are bytes, loss else.
     pub metric: Option<Quality>,
+    /// The share of tokens that are hidden and asked for, with both sides in view; null for the next token everywhere.
+    pub masked: Option<f64>,
 }
 
 impl Default for Language {
     fn default() -> Self {
         let train = Files::One(PathBuf::new());
-        Language { train, validation: None, test: None, tokens: Tokens::Bytes, context: 256, splits: None, metric: None }
+        Language { train, validation: None, test: None, tokens: Tokens::Bytes, context: 256, splits: None, metric: None, masked: None }
     }
 }
 
@@ -227,6 +234,34 @@ impl Part {
 struct Windows {
     parts: [Part; 3],
     context: u64,
+    hidden: Option<Hidden>,
+}
+
+/// Tokens that are asked for with both sides in view.
+struct Hidden {
+    share: f64,
+    /// Tokens of texts; the mask is the one behind them.
+    vocabulary: u64,
+}
+
+impl Hidden {
+    /// Hides tokens of a window and says which they were. One is hidden at least.
+    fn hide(&self, tokens: &mut [u32], mut draws: Draws) -> Vec<Option<u32>> {
+        let always = draws.below(tokens.len().max(1) as u64) as usize;
+        let mut hide = |at: usize, token: &mut u32| {
+            let (asked, how) = (draws.chance(self.share) || at == always, draws.below(10));
+            let other = draws.below(self.vocabulary) as u32;
+            let was = *token;
+            *token = match how {
+                _ if !asked => was,
+                0..8 => self.vocabulary as u32,
+                8 => other,
+                _ => was,
+            };
+            asked.then_some(was)
+        };
+        tokens.iter_mut().enumerate().map(|(at, token)| hide(at, token)).collect()
+    }
 }
 
 impl Language {
@@ -247,8 +282,9 @@ impl Language {
             parts[2] = parts[1].clone();
             notes.push(TEST_IS_VALIDATION.into());
         }
-        let windows = Windows { parts, context: self.context as u64 };
         let vocabulary = encoder.as_ref().map_or(256, Encoder::vocabulary);
+        let hidden = self.masked.map(|share| Hidden { share, vocabulary: vocabulary as u64 });
+        let windows = Windows { parts, context: self.context as u64, hidden };
         let facts = self.facts(&windows, vocabulary)?;
         open(windows, facts, notes)
     }
@@ -260,6 +296,9 @@ impl Language {
         within("context", self.context, 1..=LONGEST)?;
         if self.metric == Some(Quality::BitsPerByte) && self.tokens != Tokens::Bytes {
             return Err(Error::key("task.metric", "is bits_per_byte, which is for tokens: bytes; write loss"));
+        }
+        if let Some(share) = self.masked.filter(|share| !(*share > 0.0 && *share < 1.0)) {
+            return Err(Error::key("task.masked", format!("is {share}; it is a share of the tokens between 0 and 1, such as 0.15")));
         }
         Ok(())
     }
@@ -294,12 +333,14 @@ impl Language {
             Quality::BitsPerByte => (Metric::BitsPerByte, std::f64::consts::LOG2_E),
         };
         let apart = |part: &Part| part.tokens().saturating_sub(1).div_ceil(windows.context);
+        // The mask is one more token.
+        let tokens = vocabulary + usize::from(windows.hidden.is_some());
         Ok(Facts {
             name: "language",
-            inputs: Inputs::Tokens { vocabulary },
-            targets: Targets::Tokens(vocabulary),
+            inputs: Inputs::Tokens { vocabulary: tokens },
+            targets: Targets::Tokens(tokens),
             metric,
-            causal: true,
+            causal: windows.hidden.is_none(),
             longest: self.context,
             sizes: [Some(train.tokens() - windows.context), Some(apart(validation)), Some(apart(test))],
             balance: Vec::new(),
@@ -326,6 +367,11 @@ impl Source for Windows {
         let part = &self.parts[split as usize];
         let step = if split == Split::Train { 1 } else { self.context };
         let start = part.range.start + index * step;
+        if let Some(hidden) = &self.hidden {
+            let mut tokens = part.stream.read(start..part.range.end.min(start + self.context))?;
+            let target = hidden.hide(&mut tokens, Draws::new("masked", 0, (split, index)));
+            return Ok(Example { input: Input::Tokens(tokens), target: Target::Tokens(target) });
+        }
         let mut tokens = part.stream.read(start..part.range.end.min(start + self.context + 1))?;
         let target = tokens[1..].iter().copied().map(Some).collect();
         tokens.pop();

@@ -173,6 +173,22 @@ pub trait Task: Send + Sync {
     /// If the data cannot be read, or says something that it should not.
     fn example(&self, split: Split, index: u64) -> Result<Example, Error>;
 
+    /// The text that an example was made of, where it was one.
+    ///
+    /// # Errors
+    /// As [`Task::example`].
+    fn text(&self, _split: Split, _index: u64) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    /// An example with another text in place of its own, where it was made of one.
+    ///
+    /// # Errors
+    /// As [`Task::example`].
+    fn retold(&self, _split: Split, _index: u64, _text: &str) -> Result<Option<Example>, Error> {
+        Ok(None)
+    }
+
     /// What somebody who reads results should know besides the facts, a sentence each: a test split that is the validation
     /// split, rows that were left out.
     fn notes(&self) -> &[String] {

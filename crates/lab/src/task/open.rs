@@ -39,6 +39,16 @@ pub fn generated(name: &'static str, [vocabulary, longest]: [usize; 2], sizes: [
 pub trait Source: Send + Sync {
     /// Example `index`, which is below the size of the split.
     fn example(&self, split: Split, index: u64) -> Result<Example, Error>;
+
+    /// See [`Task::text`].
+    fn text(&self, _split: Split, _index: u64) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    /// See [`Task::retold`].
+    fn retold(&self, _split: Split, _index: u64, _text: &str) -> Result<Option<Example>, Error> {
+        Ok(None)
+    }
 }
 
 struct Opened<S> {
@@ -47,18 +57,35 @@ struct Opened<S> {
     source: S,
 }
 
+impl<S> Opened<S> {
+    fn within(&self, split: Split, index: u64) -> Result<(), Error> {
+        match self.facts.sizes[split as usize] {
+            Some(size) if index >= size => {
+                Err(Error::key("example", format!("{index} of {split:?} was asked for, which has {size} (counted from 0)")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl<S: Source> Task for Opened<S> {
     fn facts(&self) -> &Facts {
         &self.facts
     }
 
     fn example(&self, split: Split, index: u64) -> Result<Example, Error> {
-        match self.facts.sizes[split as usize] {
-            Some(size) if index >= size => {
-                Err(Error::key("example", format!("{index} of {split:?} was asked for, which has {size} (counted from 0)")))
-            }
-            _ => self.source.example(split, index),
-        }
+        self.within(split, index)?;
+        self.source.example(split, index)
+    }
+
+    fn text(&self, split: Split, index: u64) -> Result<Option<String>, Error> {
+        self.within(split, index)?;
+        self.source.text(split, index)
+    }
+
+    fn retold(&self, split: Split, index: u64, text: &str) -> Result<Option<Example>, Error> {
+        self.within(split, index)?;
+        self.source.retold(split, index, text)
     }
 
     fn notes(&self) -> &[String] {

@@ -27,6 +27,11 @@ impl Draws {
         mix(self.state)
     }
 
+    /// True with a probability.
+    pub fn chance(&mut self, probability: f64) -> bool {
+        ((self.next() >> 11) as f64) < probability * (1u64 << 53) as f64
+    }
+
     /// A number in `0..bound`, each as likely as any other (Lemire 2019: the high half of a product, unfair low halves refused).
     pub fn below(&mut self, bound: u64) -> u64 {
         let unfair = bound.wrapping_neg() % bound;

@@ -7,6 +7,7 @@ use crate::Error;
 use crate::checkpoint::Slot;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
+use regard::reduce::received_score;
 use regard::rows::{Activation, layer_norm_added, linear};
 use regard::{Attention, attention, attention_scored};
 
@@ -126,6 +127,15 @@ impl Layer {
         };
         let seen = self.out.apply(o.swap_dims(1, 2).reshape([tokens, width]), Activation::None)?;
         Ok(Mixed { x: self.attention_norm.added(seen, x)?, k, score })
+    }
+
+    /// How much each token is attended to, `[T]`, and nothing else of the layer.
+    pub(super) fn score(&self, x: Tensor<2>, how: &Attention) -> Result<Tensor<1>, Error> {
+        let [tokens, width] = x.dims();
+        let (weight, bias) = (self.qkv.weight.val().narrow(1, 0, 2 * width), self.qkv.bias.val().narrow(0, 0, 2 * width));
+        let qk = linear(x, weight, Some(bias), Activation::None)?.reshape([1, tokens, 2 * self.heads, width / self.heads]).swap_dims(1, 2);
+        let [q, k] = [0, 1].map(|part| qk.clone().narrow(1, part * self.heads, self.heads));
+        Ok(received_score(q, k, how)?.squeeze_dim(0))
     }
 
     /// The feed-forward block, `norm(x + narrow(f(widen(x))))`.

@@ -123,6 +123,11 @@ impl Encoder {
         self.config.width
     }
 
+    /// Layers.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
     /// The most tokens of a text.
     pub fn limit(&self) -> usize {
         self.config.limit()
@@ -169,6 +174,29 @@ impl Encoder {
         self.through(tokens, count, &self.attention)
     }
 
+    /// How much each token is attended to in the last `last` layers, and with `vectors` also what the last layer makes of it. Without, the last layer
+    /// is computed as far as its queries and keys.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`]; also if the mechanism has no received attention.
+    pub fn attended(&self, texts: &[&[u32]], last: usize, vectors: bool) -> Result<Attended, Error> {
+        let mut encoded = Encoded { tokens: self.embed(texts)?, reduction: None, left: Vec::new() };
+        let (count, first) = (self.layers.len(), self.layers.len().saturating_sub(last));
+        let mut scores = Tensor::zeros([encoded.tokens.tokens()], &encoded.tokens.x().device());
+        for (at, layer) in self.layers.iter().enumerate() {
+            let how = encoded.attention(self.attention.clone(), layer.heads());
+            let x = encoded.tokens.x().clone();
+            if at + 1 == count && !vectors {
+                scores = scores + layer.score(x, &how)?;
+                break;
+            }
+            let mixed = layer.mix(x, &how, at >= first)?;
+            scores = mixed.score.into_iter().fold(scores, |scores, score| scores + score);
+            encoded.tokens = encoded.tokens.with_x(layer.feed(mixed.x)?)?;
+        }
+        Ok(Attended { scores: scores / (count - first).max(1) as f32, tokens: encoded.tokens })
+    }
+
     fn through(&self, tokens: Packed, count: usize, how: &Attention) -> Result<Encoded, Error> {
         let mut encoded = Encoded { tokens, reduction: None, left: Vec::new() };
         if encoded.tokens.tokens() == 0 {
@@ -189,6 +217,15 @@ impl Encoder {
         }
         Ok(encoded)
     }
+}
+
+/// How much tokens are looked at.
+#[derive(Debug, Clone)]
+pub struct Attended {
+    /// `[T]`: mean received attention over layers and heads, in units of that of uniform attention.
+    pub scores: Tensor<1>,
+    /// Vectors of the last layer if they were asked for; else those ahead of it.
+    pub tokens: Packed,
 }
 
 /// What an encoder made of packed texts.

@@ -1,6 +1,7 @@
 //! What is drawn of each kind of record.
 
 pub mod bench;
+pub mod compression;
 mod lines;
 pub mod training;
 

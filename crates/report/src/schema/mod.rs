@@ -5,12 +5,14 @@
 //! says another version is refused: its fields may mean something else.
 
 mod bench;
+mod compression;
 mod machine;
 mod place;
 mod refusal;
 mod training;
 
 pub use bench::{Approximation, Bench, Deviation, Measurement};
+pub use compression::{Compression, Left, Retention};
 pub use machine::{Machine, Origin};
 pub use refusal::Refusal;
 pub use serde_json::Value;
@@ -20,7 +22,7 @@ use place::Place;
 use serde::Serialize;
 
 /// The kinds and versions that are known.
-pub const SCHEMAS: [&str; 3] = ["regard/bench/1", "regard/training-run/1", "regard/compare/1"];
+pub const SCHEMAS: [&str; 4] = ["regard/bench/1", "regard/training-run/1", "regard/compare/1", "regard/compression/1"];
 
 /// A record and the name of the file that it came from.
 ///
@@ -54,6 +56,9 @@ pub enum Contents {
     /// Several configurations, compared.
     #[serde(rename = "regard/compare/1")]
     Compare(Compare),
+    /// Compressed texts, evaluated.
+    #[serde(rename = "regard/compression/1")]
+    Compression(Compression),
 }
 
 impl Record {
@@ -70,6 +75,7 @@ impl Record {
             "regard/bench/1" => Contents::Bench(Bench::read(&place)?),
             "regard/training-run/1" => Contents::TrainingRun(TrainingRun::read(&place)?),
             "regard/compare/1" => Contents::Compare(Compare::read(&place)?),
+            "regard/compression/1" => Contents::Compression(Compression::read(&place)?),
             _ => return Err(Refusal::Version { file: file.to_owned(), found: schema }),
         };
         Ok(Record { file: file.to_owned(), contents })
@@ -81,6 +87,7 @@ impl Record {
             Contents::Bench(bench) => &bench.origin,
             Contents::TrainingRun(run) => &run.origin,
             Contents::Compare(compare) => &compare.origin,
+            Contents::Compression(compression) => &compression.origin,
         }
     }
 
@@ -90,6 +97,7 @@ impl Record {
             Contents::Bench(_) => SCHEMAS[0],
             Contents::TrainingRun(_) => SCHEMAS[1],
             Contents::Compare(_) => SCHEMAS[2],
+            Contents::Compression(_) => SCHEMAS[3],
         }
     }
 }

@@ -245,17 +245,38 @@ impl Pass<'_> {
     }
 }
 
-impl Source for Texts {
-    fn example(&self, split: Split, index: u64) -> Result<Example, Error> {
+impl Texts {
+    /// The text of a row, and its class.
+    fn row(&self, split: Split, index: u64) -> Result<(String, u32), Error> {
         let part = &self.parts[split as usize];
         let at = part.rows[index as usize];
         let row = part.table.row(at)?;
         let changed = || Error::data(part.table.path(), format!("byte {at}"), "the file has changed since it was opened");
         let class = self.classes.known(&row.label).ok_or_else(changed)?;
+        Ok((row.text, class))
+    }
+
+    fn told(&self, text: &str, class: u32) -> Result<Example, Error> {
         let tokens = match &self.encoder {
-            Encoder::Bytes => row.text.bytes().take(self.longest).map(u32::from).collect(),
-            Encoder::Model(model) => model.encode(&row.text, true)?,
+            Encoder::Bytes => text.bytes().take(self.longest).map(u32::from).collect(),
+            Encoder::Model(model) => model.encode(text, true)?,
         };
         Ok(Example { input: Input::Tokens(tokens), target: Target::Class(class) })
+    }
+}
+
+impl Source for Texts {
+    fn example(&self, split: Split, index: u64) -> Result<Example, Error> {
+        let (text, class) = self.row(split, index)?;
+        self.told(&text, class)
+    }
+
+    fn text(&self, split: Split, index: u64) -> Result<Option<String>, Error> {
+        Ok(Some(self.row(split, index)?.0))
+    }
+
+    fn retold(&self, split: Split, index: u64, text: &str) -> Result<Option<Example>, Error> {
+        let (_, class) = self.row(split, index)?;
+        self.told(text, class).map(Some)
     }
 }
