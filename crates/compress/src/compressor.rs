@@ -198,37 +198,40 @@ impl Compressor {
         let own = score::pieces_of(&words, &pieces);
         let scored = Scored { text, words: &words, pieces: &pieces, own: &own, reading: reading.as_ref() };
         let (scores, relevance) = self.scores(&scored);
-        let costs: Vec<u32> = own.iter().map(|range| range.len().max(1) as u32).collect();
-        let sentences = relevance.as_ref().zip(self.share()).map(|(relevance, share)| (relevance.cosines(), share));
-        let known = Known { words: &words, scores: &scores, costs: &costs, protected: &protected, sentences };
-        let kept = self.choose(&known);
+        let costs = own.iter().map(|range| range.len().max(1) as u32).collect();
+        let nearness = relevance.map(Relevance::into_cosines);
+        let mut passage = Passage { text, words, scores, protected, kept: Vec::new(), costs, nearness, stages: Stages::default() };
+        passage.kept = self.choose(&passage);
         self.bytes += text.len() as u64;
-        let stages = Stages { split, read: reads - split, choose: start.elapsed() - reads };
-        Ok(Passage { text, words, scores, protected, kept, costs, stages })
+        passage.stages = Stages { split, read: reads - split, choose: start.elapsed() - reads };
+        Ok(passage)
     }
 
-    fn choose(&mut self, known: &Known<'_>) -> Vec<bool> {
+    /// Chooses among the words of a passage again, for another share of the tokens.
+    pub fn choose_again(&self, passage: &mut Passage<'_>, keep: f64) {
+        passage.kept = self.within(passage, keep);
+    }
+
+    fn within(&self, passage: &Passage<'_>, keep: f64) -> Vec<bool> {
+        let share = self.options.sentences.or((self.method == Method::Embedding).then_some(keep));
+        let known = passage.known(share);
+        known.within((keep * known.total() as f64 - 1e-9).ceil() as u64)
+    }
+
+    fn choose(&mut self, passage: &Passage<'_>) -> Vec<bool> {
+        let known = passage.known(self.options.sentences);
         match (self.options.amount, &mut self.budget) {
             (Amount::Threshold(threshold), _) => known.above(threshold),
-            (Amount::Keep(keep), _) => known.within((keep * known.total() as f64 - 1e-9).ceil() as u64),
+            (Amount::Keep(keep), _) => self.within(passage, keep),
             (Amount::Tokens(wanted), None) => known.within(wanted),
             (Amount::Tokens(_), Some((left, ahead))) => {
                 let total = known.total();
                 let kept = known.within((*left as f64 * total as f64 / (*ahead).max(total).max(1) as f64).round() as u64);
-                let used = kept.iter().zip(known.costs).filter(|(kept, _)| **kept).map(|(_, &cost)| u64::from(cost)).sum::<u64>();
+                let used = kept.iter().zip(&passage.costs).filter(|(kept, _)| **kept).map(|(_, &cost)| u64::from(cost)).sum::<u64>();
                 (*left, *ahead) = (left.saturating_sub(used), ahead.saturating_sub(total));
                 kept
             }
         }
-    }
-
-    /// The share of the tokens whose sentences go on, where sentences are chosen at all.
-    fn share(&self) -> Option<f64> {
-        let usual = match self.options.amount {
-            Amount::Keep(keep) if self.method == Method::Embedding => Some(keep),
-            _ => None,
-        };
-        self.options.sentences.or(usual)
     }
 
     fn scores(&self, scored: &Scored<'_>) -> (Vec<f32>, Option<Relevance>) {
@@ -317,6 +320,8 @@ pub struct Passage<'t> {
     pub kept: Vec<bool>,
     /// Tokens of each.
     pub costs: Vec<u32>,
+    /// How near each sentence is to the whole or to the question, where that was asked for.
+    pub nearness: Option<Vec<f32>>,
     /// Where the time went.
     pub stages: Stages,
 }
@@ -325,6 +330,11 @@ impl Passage<'_> {
     /// The words that stay, as a text.
     pub fn compressed(&self) -> String {
         joined(self.text, &self.words, &self.kept)
+    }
+
+    fn known(&self, share: Option<f64>) -> Known<'_> {
+        let sentences = self.nearness.as_deref().zip(share);
+        Known { words: &self.words, scores: &self.scores, costs: &self.costs, protected: &self.protected, sentences }
     }
 
     /// Tokens of the passage.

@@ -56,6 +56,9 @@ struct Contest<'a> {
     bar: ProgressBar,
 }
 
+/// What a contender leaves at some shares.
+type Measure<'a> = dyn Fn((&Contender, &[f64])) -> Result<Vec<Measured>, regard_compress::Error> + 'a;
+
 /// Measures, prints a table, writes the record and the page.
 pub fn run(sources: &Sources, (json, execution): (&Json, &Execution)) -> Result<(), Failure> {
     let par = execution.par()?;
@@ -122,18 +125,14 @@ fn read(path: &PathBuf) -> Result<String, Failure> {
 }
 
 impl Contest<'_> {
-    /// A measure of all contenders at all shares.
-    fn all(
-        &self,
-        contenders: &[&Contender],
-        measure: &dyn Fn((&Contender, f64)) -> Result<Measured, regard_compress::Error>,
-    ) -> Result<(Vec<Left>, u64), Failure> {
+    /// A measure of contenders at all shares.
+    fn all(&self, contenders: &[&Contender], measure: &Measure<'_>) -> Result<(Vec<Left>, u64), Failure> {
         let (mut results, mut count) = (Vec::new(), 0);
         for contender in contenders {
-            for &keep in self.keep {
-                self.bar.set_message(format!("{} at {keep}", contender.name));
-                self.bar.tick();
-                let found = measure((contender, keep)).map_err(super::refuse)?;
+            self.bar.set_message(contender.name.clone());
+            self.bar.tick();
+            let found = measure((contender, self.keep)).map_err(super::refuse)?;
+            for (found, &keep) in found.iter().zip(self.keep) {
                 let (value, error) = found.mean();
                 count = found.values.len() as u64;
                 results.push(Left { method: contender.name.clone(), keep, ratio: found.ratio, value, error: Some(error) });
@@ -166,7 +165,7 @@ impl Contest<'_> {
         self.learn(&texts(Split::Train, u64::MAX)?);
         let everyone: Vec<&Contender> = self.contenders.iter().collect();
         let (results, count) = self.all(&everyone, &|way| accuracies((&model, task, &device), &test, way))?;
-        let whole = accuracies((&model, task, &device), &test, (everyone[0], 1.0)).map_err(super::refuse)?.mean().0;
+        let whole = accuracies((&model, task, &device), &test, (everyone[0], &[1.0])).map_err(super::refuse)?[0].mean().0;
         let about = "How often a fixed classifier is right about compressed test texts.".to_owned();
         let mut measures = vec![Retention { name: "accuracy".into(), about, count, whole: Some(whole), results }];
         if let Some(model) = &sources.model {

@@ -7,7 +7,7 @@ pub use facts::{Fact, Planted, planted};
 pub use retention::{accuracies, cosines, facts_kept};
 
 use crate::read::Reader;
-use crate::{Amount, Compressor, Error, Frequencies, Method, Options};
+use crate::{Compressor, Error, Frequencies, Method, Options};
 use std::sync::Arc;
 
 /// A way to compress, under a name.
@@ -24,13 +24,12 @@ pub struct Contender {
 }
 
 impl Contender {
-    /// Ready to compress to a share of the tokens, perhaps with a question in mind.
+    /// Ready to compress, perhaps with a question in mind.
     ///
     /// # Errors
-    /// If the share is outside (0, 1], or the method takes no question.
-    pub fn compressor(&self, keep: f64, question: Option<&str>) -> Result<Compressor, Error> {
-        let options =
-            Options { amount: Amount::Keep(keep), method: Some(self.method), question: question.map(str::to_owned), ..Options::default() };
+    /// If the method does not fit the model or takes no question.
+    pub fn compressor(&self, question: Option<&str>) -> Result<Compressor, Error> {
+        let options = Options { method: Some(self.method), question: question.map(str::to_owned), ..Options::default() };
         Ok(Compressor::new(Arc::clone(&self.reader), options)?.with_frequencies(self.frequencies.clone()))
     }
 
@@ -59,15 +58,21 @@ impl Measured {
     }
 }
 
-/// Compresses texts, and says what share of the tokens stayed.
-fn compressed(compressor: &mut Compressor, texts: &[String]) -> Result<(Vec<String>, f64), Error> {
-    let (mut all, mut tokens, mut kept) = (Vec::new(), 0, 0);
+/// What is left of texts at a share, and the share of the tokens that stayed.
+type Shorter = (Vec<String>, f64);
+
+/// Compresses texts to each of some shares; each text is read once.
+fn compressed(compressor: &mut Compressor, texts: &[String], shares: &[f64]) -> Result<Vec<Shorter>, Error> {
+    let mut all = vec![(Vec::new(), 0, 0); shares.len()];
     for text in texts {
         compressor.begin(0);
-        let passage = compressor.passage(text)?;
-        tokens += passage.tokens();
-        kept += passage.tokens_kept();
-        all.push(passage.compressed());
+        let mut passage = compressor.passage(text)?;
+        for ((left, tokens, kept), &share) in all.iter_mut().zip(shares) {
+            compressor.choose_again(&mut passage, share);
+            left.push(passage.compressed());
+            *tokens += passage.tokens();
+            *kept += passage.tokens_kept();
+        }
     }
-    Ok((all, kept as f64 / tokens.max(1) as f64))
+    Ok(all.into_iter().map(|(left, tokens, kept)| (left, kept as f64 / tokens.max(1) as f64)).collect())
 }

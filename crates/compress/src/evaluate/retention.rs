@@ -1,6 +1,6 @@
 //! The three measures.
 
-use super::{Contender, Measured, Planted, compressed};
+use super::{Contender, Fact, Measured, Planted, compressed};
 use crate::Error;
 use burn::tensor::Device;
 use regard_lab::model::Model;
@@ -28,36 +28,38 @@ impl Task for Retold<'_> {
     }
 }
 
-/// Whether a classifier is right on each of the first texts of its test split after they are compressed.
+/// Whether a classifier is right on each of the first texts of its test split after they are compressed to each share.
 ///
 /// # Errors
 /// If the task is not one of texts, or the model does not fit it.
 pub fn accuracies(
     (model, task, device): (&Model, &dyn Task, &Device),
     texts: &[String],
-    way: (&Contender, f64),
-) -> Result<Measured, Error> {
-    let (contender, keep) = way;
-    let (texts, ratio) = compressed(&mut contender.compressor(keep, None)?, texts)?;
+    (contender, shares): (&Contender, &[f64]),
+) -> Result<Vec<Measured>, Error> {
     let count = texts.len() as u64;
     let facts = Facts { sizes: [Some(1), Some(1), Some(count)], ..task.facts().clone() };
-    let retold = Retold { task, facts, texts };
-    let found = evaluate(model, &retold, Scope { split: Split::Test, examples: count, batch: 16 }, device)?;
-    Ok(Measured { values: found.scores, ratio })
+    let judged = |(texts, ratio)| {
+        let retold = Retold { task, facts: facts.clone(), texts };
+        let found = evaluate(model, &retold, Scope { split: Split::Test, examples: count, batch: 16 }, device)?;
+        Ok(Measured { values: found.scores, ratio })
+    };
+    compressed(&mut contender.compressor(None)?, texts, shares)?.into_iter().map(judged).collect()
 }
 
-/// The cosine between the vectors of each text and of what is left of it.
+/// The cosine between the vectors of each text and of what is left of it, for each share.
 ///
 /// # Errors
 /// If the encoder refuses a text.
-pub fn cosines(encoder: &TextEncoder, texts: &[String], way: (&Contender, f64)) -> Result<Measured, Error> {
-    let (contender, keep) = way;
-    let (shorter, ratio) = compressed(&mut contender.compressor(keep, None)?, texts)?;
-    let (whole, left) = (vectors(encoder, texts)?, vectors(encoder, &shorter)?);
+pub fn cosines(encoder: &TextEncoder, texts: &[String], (contender, shares): (&Contender, &[f64])) -> Result<Vec<Measured>, Error> {
+    let whole = vectors(encoder, texts)?;
     let width = encoder.encoder.width();
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum();
-    let values = whole.chunks_exact(width).zip(left.chunks_exact(width)).map(|(a, b)| dot(a, b)).collect();
-    Ok(Measured { values, ratio })
+    let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| a * b).sum();
+    let near = |(shorter, ratio): (Vec<String>, f64)| {
+        let left = vectors(encoder, &shorter)?;
+        Ok(Measured { values: whole.chunks_exact(width).zip(left.chunks_exact(width)).map(dot).collect(), ratio })
+    };
+    compressed(&mut contender.compressor(None)?, texts, shares)?.into_iter().map(near).collect()
 }
 
 /// Vectors of length 1.
@@ -71,28 +73,30 @@ fn vectors(encoder: &TextEncoder, texts: &[String]) -> Result<Vec<f32>, Error> {
     Ok(all)
 }
 
-/// Whether each answer of planted facts still stands in the text, word for word. With `asked` each text is compressed for one fact's question at a time.
+/// Whether each answer of planted facts still stands in the text, word for word, for each share. With `asked` each text is compressed for one
+/// fact's question at a time.
 ///
 /// # Errors
 /// If the method takes no question.
-pub fn facts_kept(texts: &[Planted], way: (&Contender, f64), asked: bool) -> Result<Measured, Error> {
-    let (contender, keep) = way;
-    let (mut values, mut ratio) = (Vec::new(), 0.0);
-    for planted in texts {
+pub fn facts_kept(texts: &[Planted], (contender, shares): (&Contender, &[f64]), asked: bool) -> Result<Vec<Measured>, Error> {
+    let mut all = vec![Measured { values: Vec::new(), ratio: 0.0 }; shares.len()];
+    let mut take = |planted: &Planted, facts: &[Fact], question: Option<&str>| -> Result<(), Error> {
         let told = std::slice::from_ref(&planted.text);
-        let mut all = None;
-        for fact in &planted.facts {
-            let (left, share) = match (&all, asked) {
-                (Some(found), false) => Clone::clone(found),
-                _ => compressed(&mut contender.compressor(keep, asked.then_some(&fact.question[..]))?, told)?,
-            };
-            values.push(f32::from(holds(&left[0], &fact.answer)));
-            ratio += share;
-            all = Some((left, share));
+        for (measured, (left, ratio)) in all.iter_mut().zip(compressed(&mut contender.compressor(question)?, told, shares)?) {
+            measured.values.extend(facts.iter().map(|fact| f32::from(holds(&left[0], &fact.answer))));
+            measured.ratio += ratio * facts.len() as f64;
+        }
+        Ok(())
+    };
+    for planted in texts {
+        if asked {
+            planted.facts.iter().try_for_each(|fact| take(planted, std::slice::from_ref(fact), Some(&fact.question)))?;
+        } else {
+            take(planted, &planted.facts, None)?;
         }
     }
-    let count = values.len().max(1) as f64;
-    Ok(Measured { values, ratio: ratio / count })
+    all.iter_mut().for_each(|measured| measured.ratio /= measured.values.len().max(1) as f64);
+    Ok(all)
 }
 
 /// Whether a text has an answer, whatever the white space.

@@ -33,8 +33,8 @@ impl Relevance {
     }
 
     /// For every sentence.
-    pub(crate) fn cosines(&self) -> &[f32] {
-        &self.0
+    pub(crate) fn into_cosines(self) -> Vec<f32> {
+        self.0
     }
 
     /// Makes words of relevant sentences more important.
@@ -61,9 +61,10 @@ mod tests {
         let own: Vec<Range<usize>> = (0..4).map(|at| at..at + 1).collect();
         let reading = Reading { weights: vec![1.0; 4], vectors: vec![1.0, 0.0, 0.0, 1.0, 0.0, 2.0, 0.0, 4.0] };
         let relevance = Relevance::new(&words, &own, &reading, &[0.0, 3.0]);
-        assert!((relevance.cosines()[0] - 0.5f32.sqrt()).abs() < 1e-6 && (relevance.cosines()[1] - 1.0).abs() < 1e-6);
         let mut scores = vec![1.0, 2.0, 1.0, 2.0];
         relevance.weigh(&words, &mut scores);
+        let cosines = relevance.into_cosines();
+        assert!((cosines[0] - 0.5f32.sqrt()).abs() < 1e-6 && (cosines[1] - 1.0).abs() < 1e-6);
         assert!(scores[2] > 10.0 * scores[0] && (scores[3] / scores[2] - 2.0).abs() < 1e-5, "{scores:?}");
     }
 }
