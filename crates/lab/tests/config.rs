@@ -3,9 +3,15 @@
 mod common;
 
 use common::{config, refusal, repository};
+use regard_lab::Error;
+use regard_lab::compare::Comparison;
+use regard_lab::model::{Mixing, ModelConfig};
+use regard_lab::section::Section;
 use regard_lab::task::{ABOUT, About, TaskConfig};
+use regard_lab::train::Training;
 use serde_json::Value;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 #[test]
 fn a_typo_is_refused_with_the_nearest_name() {
@@ -117,4 +123,38 @@ fn examples_of_the_documentation_open() {
             (base, task) => drop(task.open(base.as_deref().unwrap_or(Path::new("."))).unwrap_or_else(|error| panic!("{block}: {error}"))),
         }
     }
+}
+
+/// Every file of YAML below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let below = |path: PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
+    entries.flat_map(below).filter(|path| path.extension().is_some_and(|ending| ending == "yaml")).collect()
+}
+
+#[test]
+fn every_configuration_that_is_committed_is_read() {
+    let mut read = 0;
+    for path in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs")) {
+        let section = Section::open(&path).unwrap_or_else(|error| panic!("{error}"));
+        if section.peek("task").is_some() {
+            read += 1;
+            check(section).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
+    }
+    assert!(read >= 10, "{read} configurations");
+}
+
+/// Reads a run or a comparison without its task's data.
+fn check(mut section: Section) -> Result<(), Error> {
+    TaskConfig::read(section.value("task").unwrap_or_default())?;
+    section.take::<String>("title")?;
+    if section.peek("configurations").is_some() {
+        Comparison::read(&mut section)?;
+    } else {
+        ModelConfig::read(section.section("model")?)?;
+        Training::read(section.section("train")?)?;
+        Mixing::read("attention", &section.value("attention").unwrap_or_else(|| "exact".into()))?;
+    }
+    section.done()
 }

@@ -65,6 +65,20 @@ fn every_reducer_trains() {
     }
 }
 
+#[test]
+fn patience_keeps_the_best_parameters_with_and_without_a_folder() {
+    // A rate that is far too high soon makes a good model worse.
+    let train = json!({"batch": 16, "steps": 60, "rate": 0.3, "warm_up": 40, "decay": "constant", "evaluate_every": 10, "patience": 4});
+    let folder = tempfile::tempdir().unwrap();
+    let [with, without] =
+        [Some(folder.path()), None].map(|folder| run(json!("exact"), train.clone()).train(&Echo::new(), folder, &mut quiet).unwrap());
+    let last = with.lines.iter().rev().find_map(|line| line.validation_quality).unwrap();
+    let best = with.state.best.unwrap().0;
+    assert!(best > last, "{best} and {last}: the last parameters are not the best");
+    assert_eq!(with.test.scores, without.test.scores);
+    assert_eq!(with.state.best, without.state.best);
+}
+
 /// Trains on [`Occurs`] and says how well, and what share of the tokens left the last layer.
 fn leaves(mixing: Value, steps: u64) -> (f64, f64) {
     let run = run(mixing, json!({"batch": 32, "steps": steps, "rate": 3e-3, "warm_up": 20, "evaluate_every": steps}));

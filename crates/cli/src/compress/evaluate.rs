@@ -17,7 +17,7 @@ use regard_report::Contents;
 use regard_report::schema::{Compression, Left, Retention};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Words of a part of a book that facts are planted in, and facts in each.
@@ -149,7 +149,7 @@ impl Contest<'_> {
     }
 
     /// What a classifier says of its test texts, and how near their vectors are.
-    fn reviews(&mut self, run: &PathBuf, sources: &Sources) -> Result<Vec<Retention>, Failure> {
+    fn reviews(&mut self, run: &Path, sources: &Sources) -> Result<Vec<Retention>, Failure> {
         let experiment = Experiment::reopen(run).map_err(refuse_lab)?;
         let task = &*experiment.opened.task;
         describe(task);

@@ -177,6 +177,8 @@ struct Trainer<'a> {
     /// Whose answers it learns from, and how much.
     teacher: Option<(&'a Model, &'a Distil)>,
     zero_shot: Option<f64>,
+    /// The best parameters so far, where a run that keeps them has no folder for them.
+    best: Option<Model>,
 }
 
 impl<'a> Trainer<'a> {
@@ -195,6 +197,7 @@ impl<'a> Trainer<'a> {
             task,
             teacher,
             zero_shot,
+            best: None,
             model: Some(model),
             optimizer: optimizer::optimizer(&run.training),
             state: State { config, ..State::default() },
@@ -350,6 +353,9 @@ impl<'a> Trainer<'a> {
         let best = self.state.best.is_none_or(|(best, _)| metric.beats(found.quality, best));
         if best {
             (self.state.best, self.state.worse) = (Some((found.quality, step)), 0);
+            if training.patience.is_some() && self.checkpoints.is_none() {
+                self.best.clone_from(&self.model);
+            }
         } else {
             self.state.worse += 1;
         }
@@ -366,7 +372,7 @@ impl<'a> Trainer<'a> {
 
     /// The parameters that are kept, on the test split.
     fn finish(self) -> Result<Outcome, Error> {
-        let mut model = self.model.expect("no step is under way");
+        let mut model = self.best.or(self.model).expect("no step is under way");
         if let (Some(_), Some((_, step)), Some(checkpoints)) = (self.run.training.patience, self.state.best, &self.checkpoints) {
             model = load_model(&checkpoints.of(step), model)?;
         }
