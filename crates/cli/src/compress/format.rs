@@ -56,13 +56,15 @@ pub struct Writer {
     draft: Option<Draft>,
     files: usize,
     passages: usize,
+    /// What is written as soon as there is a word.
+    pending: String,
 }
 
 impl Writer {
     /// Prepares the place, so that one that cannot be written to is found before any work is done.
     pub fn new(format: Format, output: Option<&Path>) -> Result<Self, Failure> {
         let output = output.filter(|path| path.as_os_str() != "-");
-        Ok(Writer { format, draft: output.map(Draft::beside).transpose()?, files: 0, passages: 0 })
+        Ok(Writer { format, draft: output.map(Draft::beside).transpose()?, files: 0, passages: 0, pending: String::new() })
     }
 
     fn put(&self, text: &str) -> Result<(), Failure> {
@@ -73,30 +75,35 @@ impl Writer {
     }
 
     /// Ahead of all files.
-    pub fn begin(&self, method: Method, model: Option<&str>) -> Result<(), Failure> {
+    pub fn begin(&mut self, method: Method, model: Option<&str>) {
         match self.format {
-            Format::Text => Ok(()),
-            Format::Html => self.put(HEAD),
+            Format::Text => (),
+            Format::Html => self.pending.push_str(HEAD),
             Format::Json => {
                 let head = json!({"schema": "regard/compress/1", "method": name(method), "model": model.unwrap_or("embedded")}).to_string();
-                self.put(&format!("{},\"files\":[", head.trim_end_matches('}')))
+                self.pending += &format!("{},\"files\":[", head.trim_end_matches('}'));
             }
         }
     }
 
     /// Ahead of a file.
-    pub fn file(&mut self, name: &str) -> Result<(), Failure> {
+    pub fn file(&mut self, name: &str) {
         let first = self.files == 0;
         (self.files, self.passages) = (self.files + 1, 0);
         match self.format {
-            Format::Text => Ok(()),
-            Format::Html => self.put(&format!("<h1>{}</h1>\n<p>", escaped(name))),
-            Format::Json => self.put(&format!("{}{{\"name\":{},\"passages\":[", if first { "\n" } else { ",\n" }, Value::from(name))),
+            Format::Text => (),
+            Format::Html => self.pending += &format!("<h1>{}</h1>\n<p>", escaped(name)),
+            Format::Json => self.pending += &format!("{}{{\"name\":{},\"passages\":[", if first { "\n" } else { ",\n" }, Value::from(name)),
         }
     }
 
-    /// A passage; `before`: what came before it in its file.
+    /// A passage; `before`: what came before it in its file. White space ahead of the first word is dropped.
     pub fn passage(&mut self, passage: &Passage<'_>, before: &Totals) -> Result<(), Failure> {
+        if before.words == 0 && passage.words.is_empty() {
+            return Ok(());
+        }
+        let pending = std::mem::take(&mut self.pending);
+        self.put(&pending)?;
         let first = self.passages == 0;
         self.passages += 1;
         match self.format {

@@ -100,7 +100,7 @@ pub fn run(compress: &Compress) -> Result<(), Failure> {
         None => Compressor::embedded(options),
     }
     .map_err(refuse)?;
-    writer.begin(compressor.method(), compress.model.as_deref())?;
+    writer.begin(compressor.method(), compress.model.as_deref());
     let bar = progress(inputs.iter().map(Input::length).sum());
     for input in inputs {
         one(compress, &mut compressor, input, &mut writer, &bar)?;
@@ -119,7 +119,7 @@ fn one(compress: &Compress, compressor: &mut Compressor, input: Input, writer: &
         }
     }
     compressor.begin(ahead);
-    writer.file(&name)?;
+    writer.file(&name);
     let mut totals = Totals::default();
     for text in second.into_iter().flat_map(|second| Passages::new(second, &name)) {
         let text = text.map_err(refuse)?;

@@ -44,8 +44,8 @@ pub trait Reader: Send + Sync {
     fn read(&self, chunks: &[&[u32]], vectors: bool) -> Result<Vec<Reading>, Error>;
 }
 
-/// Pieces that are read together.
-const TOGETHER: usize = 1 << 13;
+/// Pieces that are read together; a language model answers each with a number for every token that it knows.
+const TOGETHER: usize = 1 << 11;
 
 /// Reads pieces of any number.
 pub(crate) fn read(reader: &dyn Reader, ids: &[u32], vectors: bool) -> Result<Reading, Error> {

@@ -3,7 +3,9 @@
 use super::{Reader, Reading, Splitter};
 use crate::Error;
 use burn::tensor::Device;
-use regard::rows::log_softmax;
+use regard::Pass;
+use regard_core::Par;
+use regard_core::rows::{Labels, Matrix, cross_entropy};
 use regard_lab::batch::{Asked, Batch};
 use regard_lab::experiment::Experiment;
 use regard_lab::model::{Model, Outline};
@@ -83,12 +85,16 @@ impl RunReader {
     /// `-ln p` of every token but the first of each chunk, which gets the mean of the others.
     fn surprise(&self, batch: &Batch) -> Result<Reading, Error> {
         let Asked::Tokens { rows, labels } = &batch.asked else { return Err(Error::Model("a language model answers with tokens".into())) };
-        let said = self.model.answers(batch, regard::Pass::default(), &self.device)?.said;
-        let [_, width] = said.dims();
-        let said: Vec<f32> = log_softmax(said).map_err(|error| Error::Model(error.to_string()))?.into_data().iter::<f32>().collect();
+        let said = self.model.answers(batch, Pass::default(), &self.device)?.said;
+        let ([count, width], data) = (said.dims(), said.into_data());
+        let logits = data.as_slice::<f32>().map_err(|error| Error::Model(format!("answers are no f32: {error:?}")))?;
+        let refuse = |error: regard_core::Error| Error::Model(error.to_string());
+        let mut lse = vec![0.0; count];
+        let matrix = Matrix::new(logits, [count, width], "logits").map_err(refuse)?;
+        cross_entropy::forward(&matrix, &Labels::new(labels), &mut lse, Par::default()).map_err(refuse)?;
         let mut weights = vec![f32::NAN; batch.tokens()];
-        for ((row, label), said) in rows.iter().zip(labels).zip(said.chunks_exact(width)) {
-            weights[row + 1] = -said[*label as usize];
+        for (((row, label), said), lse) in rows.iter().zip(labels).zip(logits.chunks_exact(width)).zip(lse) {
+            weights[row + 1] = lse - said[*label as usize];
         }
         let mean = weights.iter().filter(|weight| !weight.is_nan()).sum::<f32>() / rows.len().max(1) as f32;
         weights.iter_mut().filter(|weight| weight.is_nan()).for_each(|weight| *weight = mean);

@@ -198,7 +198,7 @@ impl Model {
         let hidden = normed(&self.norm, hidden)?;
         let said = match (&self.head, &self.tokens) {
             (Some(head), _) => applied(head, hidden, Activation::None)?,
-            (None, Some(table)) => hidden.matmul(table.weight.val().transpose()),
+            (None, Some(table)) => rows::linear(hidden, table.weight.val().transpose(), None, Activation::None)?,
             (None, None) => return Err(Error::key("model.tied", "there is no table of tokens to answer with")),
         };
         Ok(Answers { said, flow })
