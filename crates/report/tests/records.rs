@@ -52,7 +52,7 @@ fn every_benchmark_that_is_committed_is_read() {
 
 #[test]
 fn what_is_written_is_read_again() {
-    for name in ["sweep.json", "compare.json", "run-exact.json", "hostile.json"] {
+    for name in ["sweep.json", "compare.json", "run-exact.json", "hostile.json", "compression.json"] {
         let record = read(name, &made_up(name));
         let written = serde_json::to_string(&record.contents).unwrap();
         assert!(written.starts_with(&format!(r#"{{"schema":"{}","#, record.schema())), "{}", &written[..80]);
@@ -65,7 +65,7 @@ fn other_versions_are_refused_with_both_named() {
     refused(
         "sweep.json",
         |record| record["schema"] = json!("regard/bench/2"),
-        r#"sweep.json: schema: found "regard/bench/2", expected one of regard/bench/1, regard/training-run/1, regard/compare/1"#,
+        r#"sweep.json: schema: found "regard/bench/2", expected one of regard/bench/1, regard/training-run/1, regard/compare/1, regard/compression/1"#,
     );
     refused(
         "sweep.json",
@@ -167,6 +167,29 @@ fn ten_numbers_of_the_page_are_those_of_the_record_to_the_last_digit() {
     let first = &charts[0]["chart"]["series"][0];
     assert_eq!(first["label"], "exact");
     assert_eq!(first["points"][0]["y"], results[0]["median_s"]);
+}
+
+#[test]
+fn what_is_left_of_texts_is_drawn_for_every_method() {
+    let record: Value = serde_json::from_str(&made_up("compression.json")).unwrap();
+    let page = page(&[read("compression.json", &made_up("compression.json"))]);
+    let rows = csv_rows(&page);
+    let data = page.split("id=\"charts\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let charts: Value = serde_json::from_str(data).unwrap();
+    for (measure, chart) in record["measures"].as_array().unwrap().iter().zip(charts.as_array().unwrap()) {
+        let drawn: Vec<&str> =
+            chart["chart"]["series"].as_array().unwrap().iter().map(|series| series["label"].as_str().unwrap()).collect();
+        assert_eq!(drawn, ["attention", "random"]);
+        for left in measure["results"].as_array().unwrap() {
+            let row = ["method", "keep", "ratio", "value", "error"].map(|key| left[key].to_string().replace('"', ""));
+            assert!(rows.iter().any(|found| found[..] == row), "{row:?} is not on the page");
+        }
+    }
+    refused(
+        "compression.json",
+        |record| record["measures"][1]["results"][0]["keep"] = 1.5.into(),
+        "compression.json: measures[1].results[0].keep: found 1.5, expected a number from 0 to 1",
+    );
 }
 
 #[test]

@@ -118,6 +118,22 @@ def training_run(chance, name):
     }  # fmt: skip
 
 
+def compression(chance):
+    """What is left of texts, by method and share."""
+    def left(method, keep):
+        value = keep ** (0.3 if method == "attention" else 1.1) + chance.uniform(-0.01, 0.01)
+        return {"method": method, "keep": keep, "ratio": keep - 0.001, "value": value, "error": 0.01}
+
+    def measure(name, about, count):
+        return {"name": name, "about": about, "count": count, "whole": 1.0,
+                "results": [left(method, keep) for method in ("attention", "random") for keep in (0.75, 0.5, 0.2)]}  # fmt: skip
+
+    return {
+        "schema": "regard/compression/1", "title": "Compressed texts (made up)", "command": "regard eval --task compression",
+        "machine": MACHINE, "measures": [measure("cosine", "Cosine of vectors.", 500), measure("facts kept", "Share of facts.", 90)],
+    }  # fmt: skip
+
+
 def hostile(chance):
     """Text that means harm, wherever text may stand."""
     harm = "<img src=x onerror=\"window.harmed=true\">"
@@ -141,6 +157,7 @@ def main():
         "run-exact.json": training_run(chance, "exact"),
         "run-prune.json": training_run(chance, "prune 0.7"),
         "hostile.json": hostile(chance),
+        "compression.json": compression(chance),
     }
     differing = 0
     for name, record in records.items():
