@@ -162,8 +162,11 @@ impl Part<'_> {
             let tile = Along(Rows::new(&slopes[first * padded..], padded));
             add_product::<S, R>(s, (&mut *sums, dk), tile, Rows::new(q, dk), sizes.rows);
             for (&(_, slot), sum) in few[first..].iter().zip(sums.chunks(dk)) {
-                let into = state.few_mut(slot).into_iter().flatten();
-                into.zip(sum).for_each(|(into, x)| *into += x);
+                let Some(into) = state.few_mut(slot) else { continue };
+                for (into, x) in into.chunks_mut(S::N).zip(sum.chunks(S::N)) {
+                    let total = s.add(s.load(into), s.load(x));
+                    s.store(into, total);
+                }
             }
         }
     }

@@ -69,7 +69,9 @@ impl Left {
         }
         let factor = self.meet(a, -lse * LOG2_E);
         let row = &mut self.sums[a * self.width..(a + 1) * self.width];
-        row.iter_mut().zip(d_o).for_each(|(sum, &x)| *sum += factor * f64::from(x));
+        for (sum, &x) in row.iter_mut().zip(d_o) {
+            *sum += factor * f64::from(x);
+        }
         row[self.width - 1] -= factor * f64::from(delta);
     }
 

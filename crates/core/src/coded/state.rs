@@ -189,12 +189,16 @@ impl State {
     pub(super) fn give(&self, [key, code]: [usize; 2], value: &[f32], (dk, scale): (Option<&mut [f32]>, f32), dv: Option<&mut [f32]>) {
         if let Some(into) = dv {
             let row = &self.values[code * self.widths[1]..];
-            into.iter_mut().zip(row).for_each(|(into, x)| *into += x);
+            for (into, x) in into.iter_mut().zip(row) {
+                *into += x;
+            }
         }
         let (Some(into), Some(keys)) = (dk, &self.keys) else { return };
         let width = self.widths[0];
         if let Some(slot) = keys.ranks.slot(key) {
-            into.iter_mut().zip(&keys.few[slot * width..]).for_each(|(into, x)| *into += scale * x);
+            for (into, x) in into.iter_mut().zip(&keys.few[slot * width..]) {
+                *into += scale * x;
+            }
         }
         let Some(place) = keys.ranks.place(code) else { return };
         // In f64: what is left of the two parts may be far less than they are.
