@@ -47,3 +47,26 @@ fn an_interrupt_leaves_no_draft_behind() {
 fn a_request_to_end_leaves_no_draft_behind() {
     stopped_by("TERM", 15);
 }
+
+#[test]
+fn a_sweep_that_is_stopped_leaves_what_it_has() {
+    let desk = Desk::new();
+    let [yaml, json, csv] = ["sweep.yaml", "sweep.json", "sweep.csv"].map(|name| desk.path(name));
+    std::fs::write(&yaml, "mechanisms: exact\nlengths: [64, 64k]\nforms: [causal]\npasses: [forward]\nheads: 1\nruns: 100000\n").unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_regard"))
+        .args(["bench", "--sweep", yaml.to_str().unwrap(), "--json", json.to_str().unwrap(), "--csv", csv.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("regard starts");
+    wait_until(|| json.exists() && csv.exists(), "nothing was written after the first measurement");
+    let sent = Command::new("kill").args(["-INT".into(), child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+    wait_until(|| child.try_wait().expect("regard can be waited for").is_some(), "regard did not end");
+    let mut files = desk.files();
+    files.sort();
+    assert_eq!(files, ["sweep.csv", "sweep.json", "sweep.yaml"]);
+    let written: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    assert_eq!((written["results"].as_array().unwrap().len(), &written["results"][0]["length"]), (1, &64.into()));
+    assert_eq!(std::fs::read_to_string(csv).unwrap().lines().count(), 2);
+}

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Desk, regard};
+use common::{Desk, bundle, filled, problem, regard};
+use regard_core::oracle::Definition;
+use safetensors::Dtype;
 use serde_json::Value;
 use std::fs;
 
@@ -22,6 +24,14 @@ fn swept(desk: &Desk, yaml: &str) -> (Value, String) {
     let arguments = format!("bench --sweep {} --json {} --csv {}", file.display(), json.display(), csv.display());
     regard(arguments.split(' ')).done();
     (serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap(), fs::read_to_string(csv).unwrap())
+}
+
+/// Goes on with what [`swept`] wrote.
+fn resume(desk: &Desk, yaml: &str, more: &str) -> common::Outcome {
+    let (file, json, csv) = (desk.path("sweep.yaml"), desk.path("sweep.json"), desk.path("sweep.csv"));
+    fs::write(&file, yaml).unwrap();
+    let arguments = format!("bench --sweep {} --json {} --csv {} --resume{more}", file.display(), json.display(), csv.display());
+    regard(arguments.split(' '))
 }
 
 fn refused(yaml: &str, words: &[&str]) {
@@ -66,6 +76,26 @@ runs: 1
 }
 
 #[test]
+fn gradients_of_calls_too_large_for_a_definition_are_those_of_their_first_tokens() {
+    let yaml = "
+mechanisms: [exact, linear, gated_linear, clustered, vq: {codebook_size: 32, block: 64}, vq_qk: {codebook_size_q: 32}, hyper: {min_len: 64, block: 32, samples: 32}]
+lengths: [700]
+passes: [backward]
+forms: [causal]
+heads: 4
+kv_heads: 2
+head_dim: 32
+runs: 1
+";
+    let (json, _) = swept(&Desk::new(), yaml);
+    for result in json["results"].as_array().unwrap() {
+        assert!(result["error"]["rel_l2"].as_f64().is_some_and(|error| error > 0.0 && error < 1e-4), "{result}");
+        let length = result["error"]["length"].as_u64();
+        assert_eq!(length, (result["mechanism"] != "exact").then_some(279), "{result}");
+    }
+}
+
+#[test]
 fn times_that_were_not_measured_say_so() {
     let (json, _) = swept(&Desk::new(), SMALL);
     for result in json["results"].as_array().unwrap() {
@@ -99,6 +129,78 @@ n_code: 64
     assert_eq!(numbers, [64, 2, 16, 3]);
     let outcome = regard(["bench", "--sweep", &desk.path("sweep.yaml").display().to_string()]).done();
     assert!(outcome.stderr.contains("d_model has no effect"), "{outcome:?}");
+}
+
+#[test]
+fn a_sweep_goes_on_where_it_was() {
+    let desk = Desk::new();
+    let (mut json, csv) = swept(&desk, SMALL);
+    let names = |json: &Value| {
+        let name = |r: &Value| format!("{} {} {} {}", r["mechanism"], r["pass"], r["length"], r["causal"]);
+        json["results"].as_array().unwrap().iter().map(name).collect::<Vec<_>>()
+    };
+    let (all, machine) = (names(&json), json["machine"].clone());
+    let results = json["results"].as_array_mut().unwrap();
+    results.truncate(20);
+    results.remove(3);
+    for result in &mut *results {
+        result["median_s"] = 1234.5.into();
+    }
+    fs::write(desk.path("sweep.json"), json.to_string()).unwrap();
+    let outcome = resume(&desk, SMALL, "").done();
+    assert_eq!(outcome.stdout.matches("1234.50 s").count(), 19, "{outcome:?}");
+    let json: Value = serde_json::from_str(&fs::read_to_string(desk.path("sweep.json")).unwrap()).unwrap();
+    assert_eq!((names(&json), &json["machine"]), (all, &machine));
+    let kept = json["results"].as_array().unwrap().iter().map(|result| result["median_s"] == 1234.5);
+    assert_eq!(kept.enumerate().filter(|(_, kept)| !kept).map(|(at, _)| at).collect::<Vec<_>>(), [3, 20, 21, 22, 23]);
+    assert_eq!(fs::read_to_string(desk.path("sweep.csv")).unwrap().lines().count(), csv.lines().count());
+
+    // What is asked for no longer is not thrown away, and other options are measured.
+    let other = SMALL.replace("window: 16", "window: 17").replace("[64, 128, 256]", "64");
+    resume(&desk, &other, "").done();
+    let json: Value = serde_json::from_str(&fs::read_to_string(desk.path("sweep.json")).unwrap()).unwrap();
+    let windows = json["results"].as_array().unwrap().iter().filter(|result| result["options"]["window"] == 17).count();
+    assert_eq!((json["results"].as_array().unwrap().len(), windows), (24 + 4, 4));
+}
+
+#[test]
+fn a_sweep_does_not_go_on_with_what_was_measured_on_something_else() {
+    let desk = Desk::new();
+    fs::write(desk.path("sweep.json"), "{}").unwrap();
+    resume(&desk, SMALL, "").refused(1, &["cannot go on with", "sweep.json"]);
+    fs::remove_file(desk.path("sweep.json")).unwrap();
+    let small = SMALL.replace("[64, 128, 256]", "64");
+    resume(&desk, &small, "").done();
+    let written = fs::read_to_string(desk.path("sweep.json")).unwrap();
+    resume(&desk, &format!("{small}seed: 3\n"), "").refused(1, &["other inputs (seed"]);
+    resume(&desk, &small, " --level portable").refused(1, &["level is", "here it is portable"]);
+    assert_eq!(fs::read_to_string(desk.path("sweep.json")).unwrap(), written);
+    let yaml = desk.path("sweep.yaml").display().to_string();
+    regard(["bench", "--sweep", &yaml, "--resume"]).refused(2, &["--resume needs --json FILE"]);
+    regard(["bench", "--resume"]).refused(2, &["--sweep"]);
+}
+
+#[test]
+fn a_file_of_tensors_is_swept() {
+    let sizes = Definition { batch: 1, queries: 40, keys: 40, ..problem(1) };
+    let desk = Desk::with(&bundle(&filled(sizes, 1), Dtype::F32));
+    let name = desk.input().file_name().unwrap().to_string_lossy().into_owned();
+    let yaml = format!("mechanisms: [local: {{window: 8}}]\nlengths: [16, 100]\nforms: [causal]\nruns: 1\ntensors: {name}\n");
+    let (json, _) = swept(&desk, &yaml);
+    assert!(json["inputs"]["tensors"].as_str().unwrap().ends_with(&name), "{json}");
+    let results = json["results"].as_array().unwrap();
+    assert_eq!(results.len(), 4);
+    for result in results {
+        assert_eq!((&result["heads"], &result["kv_heads"]), (&Value::from(4), &Value::from(2)));
+        assert!(result["approximation"]["captured"]["max_abs"].is_number(), "{result}");
+    }
+    let (json, _) = swept(&desk, &yaml.replace("lengths: [16, 100]\n", ""));
+    assert!(json["results"].as_array().unwrap().iter().all(|result| result["length"] == 40), "{json}");
+    for key in ["heads: 4", "value_dim: 8", "captured: x.safetensors"] {
+        fs::write(desk.path("sweep.yaml"), format!("{yaml}{key}\n")).unwrap();
+        let outcome = regard(["bench", "--sweep", &desk.path("sweep.yaml").display().to_string()]);
+        outcome.refused_after(1, &["says what the file of tensors says already"]);
+    }
 }
 
 #[test]

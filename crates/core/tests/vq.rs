@@ -266,6 +266,51 @@ fn the_loss_is_the_mean_squared_distance_of_keys_to_codewords() {
     assert!((loss - expected).abs() < 1e-12 * expected, "{loss} is not {expected}");
 }
 
+#[test]
+fn where_queries_are_codewords_too_their_distance_joins_the_loss() {
+    let given = Given::draw([4, 2], [24, 30], 5, 6);
+    let rounded = given.quantised("vq_qk");
+    let inputs = Inputs { sight: Sight::causal().lengths(&[20]).lengths_q(&[17]), ..given.inputs("vq_qk", true) };
+    let mean = |rows: &Tensor, rounded: &Tensor, valid: usize| {
+        let squares = rows.floats().iter().zip(rounded.floats()).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2));
+        let [_, heads, count, width] = rows.shape;
+        squares.enumerate().filter(|(at, _)| at / width % count < valid).map(|(_, square)| square).sum::<f64>() / (heads * valid) as f64
+    };
+    let distances = [mean(&given.heads.q, &rounded.q, 17), mean(&given.heads.k, &rounded.k, 20)];
+    assert!(distances.iter().all(|distance| *distance > 0.1), "{distances:?}");
+    let vq_qk = mechanism("vq_qk", &[("beta", "0.5")]);
+    let choices = choose(&vq_qk, &inputs);
+    let loss = vq_qk.plan(&inputs, &choices, Pass::default()).unwrap().loss().unwrap();
+    let expected = 0.5 * (distances[0] + distances[1]);
+    assert!((loss - expected).abs() < 1e-12 * expected, "{loss} is not {expected}");
+    assert_eq!(["codebook", "codebook_q", "x"].map(|tensor| vq_qk.commitment(tensor)), [0.5, 0.5, 0.0]);
+    assert_eq!(["codebook", "codebook_q"].map(|tensor| mechanism("vq", &[]).commitment(tensor)), [1e-4, 0.0]);
+}
+
+/// Some codes have a few keys, others many, and a key passes from one sum to the other on its way through the blocks.
+#[test]
+fn gradients_are_the_same_however_many_keys_a_code_has() {
+    for (name, heads) in [("vq", [2, 1]), ("vq", [1, 1]), ("vq_qk", [2, 1])] {
+        let mut given = Given::draw(heads, [900, 900], 12, 33);
+        let random = &mut Random::new(5);
+        let codebook = given.codebook.clone();
+        // Code s takes the more keys the higher it is, the last one half of them.
+        for row in given.heads.k.floats_mut().chunks_mut(8) {
+            let code = (0..11).find(|_| random.chance(0.5)).map_or(0, |code| 11 - code);
+            row.iter_mut().zip(&codebook.floats()[code * 8..]).for_each(|(x, y)| *x = y + 0.01 * random.normal());
+        }
+        let problem = given.quantised(name);
+        for (causal, options) in [(true, vec![]), (true, vec![("block", "16")]), (false, vec![])] {
+            let definition = problem.problem(if causal { Sight::causal() } else { Sight::full() }, Scores::new()).definition();
+            let expected = definition.backward(&values(given.heads.d_o.view()));
+            let found = gradients(&mechanism(name, &options), &given.inputs(name, causal), &given.heads);
+            for (found, expected) in found.iter().zip([expected.dq, expected.dk, expected.dv]) {
+                near(found, &expected, 4e-6, &format!("{name} {heads:?} causal {causal} {options:?}"));
+            }
+        }
+    }
+}
+
 /// Keys of two heads, their codes and the codebook that gave them.
 fn trained(seed: u64) -> (Tensor, Codebook, Vec<i64>) {
     let keys = Tensor::normal(&mut Random::new(seed), Storage::F32, [3, 2, 40, 4]);
@@ -393,7 +438,7 @@ fn what_does_not_fit_is_refused() {
             assert!(Mechanism::by_name(name).unwrap().set(option, value).is_err(), "{option}={value} of {name}");
         }
     }
-    assert!(Mechanism::by_name("vq").unwrap().set("beta", "-1").is_err());
+    assert!(["vq", "vq_qk"].iter().all(|name| Mechanism::by_name(name).unwrap().set("beta", "-1").is_err()));
     let given = Given::draw([4, 2], [6, 6], 3, 1);
     let refusal =
         |mechanism: Mechanism, inputs: &Inputs<'_>| mechanism.choose(inputs, Pass::default(), Par::default()).unwrap_err().to_string();
@@ -404,6 +449,7 @@ fn what_does_not_fit_is_refused() {
         assert!(Mechanism::from(config).start().is_err());
     }
     assert!(refusal(VqQk { block: 0, ..VqQk::default() }.into(), &given.inputs("vq_qk", true)).contains("block"));
+    assert!(refusal(VqQk { beta: f32::NAN, ..VqQk::default() }.into(), &given.inputs("vq_qk", true)).contains("beta"));
     assert!(
         refusal(vq(), &Inputs { codebook: None, ..inputs.clone() })
             .contains("codebook is missing: the codewords of 2 heads, each 8 values")

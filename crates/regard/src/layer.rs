@@ -270,8 +270,8 @@ impl LayerInput {
 /// What a step of training leaves beside the output of a layer.
 #[derive(Debug, Clone)]
 pub struct Aside {
-    /// What joins the loss, `[1]` in f32: the penalty of what the layer learns to choose by, the commitment of keys to their codewords; 0
-    /// where there is neither.
+    /// What joins the loss, `[1]` in f32: the penalty of what the layer learns to choose by, the commitment of queries and keys to
+    /// their codewords; 0 where there is neither.
     pub loss: Tensor<1>,
     /// For [`AttentionLayer::after_step`].
     pub codes: Codes,
@@ -492,9 +492,11 @@ impl AttentionLayer {
         let Projected { qkv: [q, k, v], how, x } = heads;
         let (o, traces) = attention_traced(q.clone(), k.clone(), v, &how)?;
         let codes = self.codes([&q, &k], &traces, &how)?;
-        let beta = how.chosen().map_or(0.0, Mechanism::commitment);
-        if let Some(codebook) = self.codebook.as_ref().filter(|_| beta > 0.0 && codes.keys.is_some()) {
-            loss = loss + codebook.commitment([&q, &k], &traces, &how)? * beta;
+        for (codebook, tensor) in [(&self.codebook, "codebook"), (&self.codebook_q, "codebook_q")] {
+            let beta = how.chosen().map_or(0.0, |mechanism| mechanism.commitment(tensor));
+            if let Some(codebook) = codebook.as_ref().filter(|_| beta > 0.0 && how.reads(tensor)) {
+                loss = loss + codebook.commitment([&q, &k], &traces, &how)? * beta;
+            }
         }
         Ok((self.leave(x, o, &how)?, Aside { loss, codes }))
     }

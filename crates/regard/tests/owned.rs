@@ -184,7 +184,7 @@ fn every_mechanism_trains_and_infers_inside_a_layer() {
         assert_eq!(y.offsets(), x.offsets());
         let quantises = name.contains("vq");
         assert_eq!(aside.codes.keys.is_some(), quantises, "{name}");
-        assert_eq!(values(aside.loss.clone())[0] > 0.0, quantises && name != "vq_qk", "{name}");
+        assert_eq!(values(aside.loss.clone())[0] > 0.0, quantises, "{name}");
         if let Some(keys) = &aside.codes.keys {
             // Of one kv head of two, where the other is another mechanism's.
             let heads = if name.contains('/') { 1 } else { 2 };
@@ -279,6 +279,27 @@ fn the_commitment_pulls_keys_to_their_codewords() {
     near("loss", &values(loss.clone()), &[away.iter().map(|x| x * x).sum::<f64>() / 38.0]);
     let expected: Vec<f64> = away.iter().map(|x| 2.0 * x / 38.0).collect();
     near("dk", &values(k.grad(&loss.backward()).unwrap()), &expected);
+}
+
+/// The loss of a layer whose queries are codewords too is `β (mean ‖q - C^q‖² + mean ‖k - C‖²)`, and both projections feel it.
+#[test]
+fn the_commitment_of_queries_joins_that_of_keys() {
+    let random = &mut Random::new(12);
+    let x = normal(random, [1, 14, 16]);
+    let layer = |beta: f32| {
+        let mechanism = VqQk { codebook_size_q: 5, codebook_size_k: 6, block: 8, beta, ..VqQk::default() };
+        layer(mechanism)
+    };
+    let of = |beta: f32| {
+        let layer = layer(beta);
+        let (_, aside) = layer.forward_training(LayerInput::self_attn(x.clone()).pass(TRAINING), 0.0).unwrap();
+        let grads = aside.loss.backward();
+        let slope = |weight: &Tensor<2>| weight.grad(&grads).map_or(0.0, |slope| values(slope).iter().map(|x| x.abs()).sum::<f64>());
+        (values(aside.loss)[0], [slope(&layer.query.weight.val()), slope(&layer.key.weight.val())])
+    };
+    let (loss, slopes) = of(0.5);
+    assert!(loss > 0.0 && slopes.iter().all(|slope| *slope > 0.0), "{loss} {slopes:?}");
+    near("twice the weight", &[of(1.0).0], &[2.0 * loss]);
 }
 
 #[test]

@@ -3,19 +3,22 @@
 use rayon::prelude::*;
 use regard_core::oracle::{Definition, ForwardRow, Oracle};
 use regard_core::{Dims, View};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Rows of a head that are looked at.
 const ROWS: usize = 8;
 
 /// Distance of some numbers from what they should be.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Deviation {
     /// The largest absolute difference.
     pub max_abs: f64,
     /// The length of the difference over the length of what should be; none if that is 0.
     pub rel_l2: Option<f64>,
+    /// The first tokens of two kv heads that were compared by themselves, where no part of the measured call could be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<usize>,
 }
 
 /// Differences so far.
@@ -40,7 +43,7 @@ impl Differences {
     /// What they come to.
     pub fn deviation(self) -> Deviation {
         let relative = (self.squared / self.squared_expected).sqrt();
-        Deviation { max_abs: self.max_abs, rel_l2: (self.squared_expected > 0.0).then_some(relative) }
+        Deviation { max_abs: self.max_abs, rel_l2: (self.squared_expected > 0.0).then_some(relative), length: None }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One mechanism, one pass, one length: measured, then held against its definition.
 
 use super::accuracy::{self, Deviation, Differences};
-use super::heads::{Heads, Source};
+use super::heads::{Heads, Sizes, Source};
 use super::measure::{Evictor, Timing, measure};
 use super::record::{Approximation, Machine, Record};
 use crate::chosen::Chosen;
@@ -9,10 +9,14 @@ use crate::failure::Failure;
 use crate::tensor::{Float, Tensor};
 use clap::ValueEnum;
 use regard_core::mechanism::{Choices, Gradients, Inputs, Mechanism, Pass, Plan, Planned};
+use regard_core::oracle::Oracle;
 use regard_core::{Dims, Error, Output, Par, Saved, Sight, View};
 
-/// Gradients are compared as a whole up to so many pairs times widths, dq alone in sampled rows beyond.
+/// Gradients are compared as a whole up to so many pairs times widths; beyond, dq alone in sampled rows where the definition has them, or all of
+/// a smaller call.
 const WHOLE: f64 = 2e7;
+/// Kv heads of a smaller call in place of one that is too large to compare; two mechanisms may share them.
+const FEW_HEADS: usize = 2;
 /// What approximations are held against.
 const EXACT: &str = "exact";
 
@@ -101,9 +105,9 @@ impl Case<'_> {
         let gflops = work.flops / timing.median() / 1e9;
         let gbps = (self.phase == Phase::Decode).then(|| work.bytes / timing.median() / 1e9);
         Record {
-            mechanism: self.chosen.about().name,
-            pass: self.phase.name(),
-            dtype: self.source.float.name(),
+            mechanism: self.chosen.about().name.into(),
+            pass: self.phase.name().into(),
+            dtype: self.source.float.name().into(),
             batch,
             heads,
             kv_heads,
@@ -203,18 +207,39 @@ impl Case<'_> {
             return Ok(accuracy::of_forward(oracle.as_ref(), results.o.view("o")?, &rows).map(Differences::deviation));
         };
         if pairs_of_all * (dims.dk + dims.dv) as f64 > WHOLE {
-            let Some(problem) = plan.problem() else { return Ok(None) };
+            let Some(problem) = plan.problem() else { return self.error_of_few().map(Some) };
             let [dq, ..] = gradients;
             let differences = accuracy::of_dq(&problem.definition(), self.heads.d_o.view("do")?, dq.view("dq")?, &rows);
             return Ok(differences.map(Differences::deviation));
         }
+        Ok(Some(self.error_of_all(oracle.as_ref(), gradients)))
+    }
+
+    /// All gradients against a tape of the definition.
+    fn error_of_all(&self, oracle: &dyn Oracle, gradients: &[Tensor; 3]) -> Deviation {
         let truth = oracle.truth(Some(&self.heads.d_o.to_f64()));
         let mut differences = Differences::default();
         for (found, name) in gradients.iter().zip(["dq", "dk", "dv"]) {
             let defined = truth.iter().find(|defined| defined.name == name);
             differences.add(found.to_f64(), defined.map_or(&[][..], |defined| &defined.values));
         }
-        Ok(Some(differences.deviation()))
+        differences.deviation()
+    }
+
+    /// The same of the first tokens by themselves, in two kv heads: as many as a tape can hold.
+    fn error_of_few(&self) -> Result<Deviation, Error> {
+        let Dims { kv_heads, keys, dk, dv, .. } = self.heads.dims;
+        let some = kv_heads.min(FEW_HEADS);
+        let heads = some * self.heads.dims.group();
+        let length = keys.min((WHOLE / (heads * (dk + dv)) as f64).sqrt() as usize).max(1);
+        let few = self.source.heads_of(Sizes { batch: 1, heads, kv_heads: some, dk, dv }, length);
+        let case = Case { heads: &few, ..*self };
+        let (inputs, mut results) = (case.inputs(&few)?, case.results(&few));
+        case.call(&inputs, &mut results)?;
+        let choices = case.choices(&inputs)?;
+        let oracle = self.chosen.mechanism.plan(&inputs, &choices, self.pass())?.oracle();
+        let deviation = results.gradients.map(|gradients| case.error_of_all(oracle.as_ref(), &gradients));
+        deviation.map(|deviation| Deviation { length: Some(length), ..deviation }).ok_or_else(|| Error::Combination("no gradients".into()))
     }
 
     /// Against exact attention, on random inputs and on those of a file.

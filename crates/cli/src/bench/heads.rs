@@ -2,7 +2,7 @@
 //! mechanisms read beside them.
 
 use super::draw::Draw;
-use crate::failure::Failure;
+use crate::failure::{Failure, warn};
 use crate::files::Archive;
 use crate::memory;
 use crate::tensor::{Data, Float, Tensor};
@@ -114,16 +114,37 @@ impl Source {
         Source { sizes: captured.sizes, float, captured: Some(captured), wanted: Wanted::default(), seed }
     }
 
-    /// Inputs of this length.
-    pub fn heads(&self, length: usize) -> Heads {
-        match &self.captured {
-            None => self.random_heads(length),
-            Some(captured) => self.captured_heads(captured, length),
+    /// The file that inputs are made from.
+    pub fn file(&self) -> Option<String> {
+        self.captured.as_ref().map(|captured| captured.path.clone())
+    }
+
+    /// Says at which lengths a file's rows are repeated.
+    pub fn warn_of_repeats(&self, lengths: &[usize]) {
+        for length in lengths.iter().filter(|&&length| self.captured.as_ref().is_some_and(|captured| captured.is_repeated_at(length))) {
+            warn(&format!("length {length} is longer than the file: its rows are repeated, with noise"));
         }
     }
 
-    /// Random inputs of this length and these sizes.
+    /// Inputs of this length.
+    pub fn heads(&self, length: usize) -> Heads {
+        self.heads_of(self.sizes, length)
+    }
+
+    /// The same of fewer heads or batch rows.
+    pub fn heads_of(&self, sizes: Sizes, length: usize) -> Heads {
+        match &self.captured {
+            None => self.random_heads_of(sizes, length),
+            Some(captured) => self.captured_heads(captured, sizes, length),
+        }
+    }
+
+    /// Random inputs of this length.
     pub fn random_heads(&self, length: usize) -> Heads {
+        self.random_heads_of(self.sizes, length)
+    }
+
+    fn random_heads_of(&self, sizes: Sizes, length: usize) -> Heads {
         let normals = |tensor, [bh, n]: [usize; 2], row: &mut [f32]| {
             row.fill(0.0);
             Draw::new(self.seed, [tensor, bh, n]).add_normals(1.0, row);
@@ -134,15 +155,15 @@ impl Source {
                 row.iter_mut().for_each(|x| *x *= LARGE);
             }
         };
-        self.made(length, |at, row| normals(0, at, row), keys, |at, row| normals(2, at, row))
+        self.made(sizes.dims(length), |at, row| normals(0, at, row), keys, |at, row| normals(2, at, row))
     }
 
-    fn captured_heads(&self, captured: &Captured, length: usize) -> Heads {
+    fn captured_heads(&self, captured: &Captured, sizes: Sizes, length: usize) -> Heads {
         let rows = |which: usize| self.tiled(&captured.tensors[which], which);
-        let mut heads = self.made(length, rows(0), rows(1), rows(2));
+        let mut heads = self.made(sizes.dims(length), rows(0), rows(1), rows(2));
         if let (Some(into), Some(x)) = (&mut heads.beside.x, &captured.x) {
-            let [batch, _, _, width] = x.tensor.shape4();
-            *into = filled(self.float, [batch, 1, length, width], self.tiled(x, 4));
+            let [.., width] = x.tensor.shape4();
+            *into = filled(self.float, [sizes.batch, 1, length, width], self.tiled(x, 4));
         }
         heads
     }
@@ -159,9 +180,8 @@ impl Source {
         }
     }
 
-    fn made(&self, length: usize, q: impl Row, k: impl Row, v: impl Row) -> Heads {
-        let dims = self.sizes.dims(length);
-        let Dims { batch, heads, kv_heads, dk, dv, .. } = dims;
+    fn made(&self, dims: Dims, q: impl Row, k: impl Row, v: impl Row) -> Heads {
+        let Dims { batch, heads, kv_heads, keys: length, dk, dv, .. } = dims;
         let d_o = |[bh, n]: [usize; 2], row: &mut [f32]| {
             row.fill(0.0);
             Draw::new(self.seed, [3, bh, n]).add_normals(1.0, row);
@@ -259,6 +279,7 @@ pub struct Captured {
     x: Option<Recorded>,
     sizes: Sizes,
     float: Float,
+    path: String,
 }
 
 struct Recorded {
@@ -286,7 +307,8 @@ impl Captured {
             return Err(archive.refuse(name, "is empty; there is nothing to measure on"));
         }
         let x = archive.entry("x").map(|_| hidden_states(archive, float, &tensors[1].tensor)).transpose()?;
-        Ok(Captured { tensors, x, sizes, float: if float == Float::F64 { Float::F32 } else { float } })
+        let float = if float == Float::F64 { Float::F32 } else { float };
+        Ok(Captured { tensors, x, sizes, float, path })
     }
 
     /// Tokens it has.
@@ -295,7 +317,7 @@ impl Captured {
     }
 
     /// Whether inputs of this length repeat some of its rows.
-    pub fn is_repeated_at(&self, length: usize) -> bool {
+    fn is_repeated_at(&self, length: usize) -> bool {
         self.tensors.iter().any(|recorded| recorded.tensor.shape[2] < length)
     }
 }

@@ -4,6 +4,7 @@ mod accuracy;
 mod case;
 mod draw;
 mod heads;
+mod log;
 mod measure;
 mod plan;
 mod record;
@@ -18,9 +19,10 @@ use crate::tensor::Float;
 use case::Phase;
 use clap::{Args, ValueEnum};
 use heads::{Captured, Sizes, Source};
+use log::{Inputs, Log};
 use plan::{Plan, is_measured};
 use record::{Machine, Record};
-use serde_json::json;
+use regard_core::Par;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -33,7 +35,9 @@ LENGTH keys that no cache holds. Errors are those of sampled rows against the me
 Examples:
   regard bench                           the whole table: exact and local, every pass, causal, 512 to 16k tokens
   regard bench --mechanism local --set window=512 --length 4k,16k --causal --json bench.json
-  regard bench --sweep --csv sweep.csv   every mechanism, forward and backward, causal and not, 1k to 256k tokens"
+  regard bench --sweep --csv sweep.csv   every mechanism, forward and backward, causal and not, 1k to 256k tokens
+
+A sweep writes its files after every measurement; one that was stopped goes on with --resume."
 )]
 pub struct Bench {
     /// Mechanisms; exact and local by default
@@ -75,6 +79,9 @@ pub struct Bench {
     /// All mechanisms over 1k to 256k tokens, or what a YAML file says
     #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["mechanism", "pass", "length", "batch", "heads", "kv_heads", "head_dim", "dtype", "causal", "runs", "set", "tensors"])]
     sweep: Option<Option<PathBuf>>,
+    /// Go on with the sweep in the JSON file: what it has is not measured again
+    #[arg(long, requires = "sweep")]
+    resume: bool,
     /// Write a row for every measurement to FILE
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -131,6 +138,17 @@ impl Bench {
         Ok(Source::random(sizes, float.unwrap_or(Float::F32), self.seed))
     }
 
+    /// What there is already, where a sweep goes on; only sweeps leave what they have behind when they are stopped.
+    fn log(&self, inputs: Inputs, par: Par) -> Result<Log<'_>, Failure> {
+        let file = self.json.path().filter(|path| path.as_os_str() != "-");
+        let files = if self.sweep.is_some() { [file, self.csv.as_deref()] } else { [None; 2] };
+        match file {
+            Some(file) if self.resume => Log::resumed(file, files, inputs, par),
+            None if self.resume => Err(Failure::Usage("--resume needs --json FILE: the file to go on with".into())),
+            _ => Ok(Log::new(files, inputs, Machine::measured(par))),
+        }
+    }
+
     fn plan(&self) -> Result<Plan, Failure> {
         let or_default = |names: &[String]| if names.is_empty() { vec!["exact".to_owned(), "local".to_owned()] } else { names.to_vec() };
         let source = self.source()?;
@@ -143,9 +161,7 @@ impl Bench {
         let chosen = Chosen::all(&or_default(&self.mechanism), &self.set)?;
         let causal = self.causal || self.is_whole_table();
         chosen.iter().try_for_each(|chosen| chosen.check_causal(causal))?;
-        for length in lengths.iter().filter(|&&length| source.captured.as_ref().is_some_and(|captured| captured.is_repeated_at(length))) {
-            warn(&format!("length {length} is longer than the file: its rows are repeated, with noise"));
-        }
+        source.warn_of_repeats(&lengths);
         for chosen in chosen.iter().filter(|chosen| phases.iter().any(|&phase| !is_measured(chosen, phase))) {
             warn(&format!("{} needs as many queries as keys: its decoding is not measured", chosen.about().name));
         }
@@ -168,18 +184,16 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
     let par = bench.execution.par()?;
     let bar = plan.progress();
     bar.set_message("the machine's ceilings");
-    let machine = Machine::measured(par);
+    let mut log = bench.log(Inputs::of(&plan), par)?;
     let table = target.leaves_stdout();
     if table {
-        bar.suspend(|| output::print(&machine.heading()))?;
+        bar.suspend(|| output::print(&log.machine().heading()))?;
     }
     let report = |record: &Record| if table { bar.suspend(|| output::print(&record.row())) } else { Ok(()) };
-    let records = plan.measure(&machine, par, &bar, report)?;
+    plan.measure(&mut log, par, &bar, report)?;
     bar.finish_and_clear();
     if let Some(csv) = csv {
-        csv.finish(|file| record::write_csv(&records, file))?;
+        csv.finish(|file| record::write_csv(log.all(), file))?;
     }
-    let seed = plan.source.seed;
-    let command = crate::machine::command();
-    target.write(&json!({ "schema": "regard/bench/1", "command": command, "seed": seed, "machine": machine, "results": records }))
+    target.write(&log.json())
 }

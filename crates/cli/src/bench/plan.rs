@@ -2,6 +2,7 @@
 
 use super::case::{Case, Phase};
 use super::heads::{Heads, Sizes, Source, Wanted};
+use super::log::Log;
 use super::measure::Evictor;
 use super::record::{Machine, Record};
 use crate::chosen::Chosen;
@@ -91,31 +92,49 @@ impl Plan {
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 
-    /// Measures every row and reports it.
+    /// Measures every row that the log does not have yet and reports all of them.
     pub fn measure(
         &self,
-        machine: &Machine,
+        log: &mut Log<'_>,
         par: Par,
         bar: &ProgressBar,
         report: impl Fn(&Record) -> Result<(), Failure>,
-    ) -> Result<Vec<Record>, Failure> {
-        let mut records: Vec<Record> = Vec::new();
+    ) -> Result<(), Failure> {
         let evictor = self.phases.contains(&Phase::Decode).then(Evictor::new);
         let mut heads: Option<(Heads, Option<Heads>)> = None;
         let mut length = usize::MAX;
         for place in self.places() {
+            bar.set_message(format!("{} {} at {}", place.chosen.about().name, place.phase.name(), place.length));
+            if let Some(record) = log.recall(|record| self.is_of(record, place)) {
+                report(record)?;
+                bar.inc(1);
+                continue;
+            }
             if place.length != length {
                 drop(heads.take());
                 length = place.length;
             }
             let made = heads.get_or_insert_with(|| (self.source.heads(length), self.captured.as_ref().map(|source| source.heads(length))));
-            bar.set_message(format!("{} {} at {length}", place.chosen.about().name, place.phase.name()));
-            let record = self.row(place, made, (&records, evictor.as_ref()), (machine, par))?;
+            let record = self.row(place, made, (log.records(), evictor.as_ref()), (log.machine(), par))?;
             report(&record)?;
-            records.push(record);
+            log.add(record)?;
             bar.inc(1);
         }
-        Ok(records)
+        Ok(())
+    }
+
+    /// Whether an earlier record is the one that would be made; a time that was reckoned does where it would be again.
+    fn is_of(&self, record: &Record, Place { length, causal, chosen, phase }: Place<'_>) -> bool {
+        let Sizes { batch, heads, kv_heads, dk, .. } = self.source.sizes;
+        let name = chosen.about().name;
+        let words = [&record.mechanism, &record.pass, &record.dtype].map(String::as_str) == [name, phase.name(), self.source.float.name()];
+        let sizes = [record.batch, record.heads, record.kv_heads, record.head_dim, record.length] == [batch, heads, kv_heads, dk, length];
+        let reckoned = self.is_reckoned(name, length);
+        words && sizes && record.causal == causal && record.options == chosen.options() && (record.extrapolated_from.is_none() || reckoned)
+    }
+
+    fn is_reckoned(&self, name: &str, length: usize) -> bool {
+        self.extrapolate.get(name).is_some_and(|&most| length > most)
     }
 
     fn row(
@@ -128,7 +147,7 @@ impl Plan {
         let Place { length, causal, chosen, phase } = place;
         let name = chosen.about().name;
         let case = Case { chosen, phase, source: &self.source, heads, causal, par };
-        if self.extrapolate.get(name).is_some_and(|&most| length > most) {
+        if self.is_reckoned(name, length) {
             let same = |record: &&Record| record.mechanism == name && record.pass == phase.name() && record.causal == causal;
             let shorter = earlier.iter().filter(|record| record.extrapolated_from.is_none()).rfind(same);
             if let Some(shorter) = shorter {

@@ -6,38 +6,67 @@ use crate::memory::readable;
 use crate::tensor::Float;
 use regard_core::Par;
 use regard_core::simd::ceiling;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::io;
 
 /// What was measured on, and its ceilings.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Machine {
     cpu: Option<String>,
-    features: Vec<&'static str>,
+    features: Vec<String>,
     threads: usize,
-    level: &'static str,
-    compiler: Option<&'static str>,
-    commit: Option<&'static str>,
+    level: String,
+    compiler: Option<String>,
+    commit: Option<String>,
     fma_gflops: f64,
     bf16_gflops: Option<f64>,
     read_gbps: f64,
 }
 
 impl Machine {
+    /// Asks what this machine is; its ceilings are not known yet.
+    pub fn here(par: Par) -> Self {
+        Machine {
+            cpu: machine::cpu(),
+            features: machine::features().into_iter().map(Into::into).collect(),
+            threads: par.threads_in_use(),
+            level: par.level_in_use().name().into(),
+            compiler: machine::compiler().map(Into::into),
+            commit: machine::commit().map(Into::into),
+            fma_gflops: 0.0,
+            bf16_gflops: None,
+            read_gbps: 0.0,
+        }
+    }
+
     /// Measures the ceilings.
     pub fn measured(par: Par) -> Self {
         Machine {
-            cpu: machine::cpu(),
-            features: machine::features(),
-            threads: par.threads_in_use(),
-            level: par.level_in_use().name(),
-            compiler: machine::compiler(),
-            commit: machine::commit(),
             fma_gflops: ceiling::fma_gflops(par),
             bf16_gflops: ceiling::bf16_gflops(par),
             read_gbps: ceiling::read_gbps(par),
+            ..Machine::here(par)
         }
+    }
+
+    /// The first thing in which another one differs, ceilings aside: its name, and what it is here and there.
+    pub fn difference(&self, other: &Machine) -> Option<(&'static str, String)> {
+        let unknown = |x: &Option<String>| x.clone().unwrap_or_else(|| "unknown".into());
+        let facts = |machine: &Machine| {
+            [
+                ("processor", unknown(&machine.cpu)),
+                ("features", machine.features.join(" ")),
+                ("threads", machine.threads.to_string()),
+                ("level", machine.level.clone()),
+                ("compiler", unknown(&machine.compiler)),
+                ("commit", unknown(&machine.commit)),
+            ]
+        };
+        let differs = |((name, here), (_, there)): ((&'static str, String), (_, String))| {
+            (here != there).then(|| (name, format!("{there}, here it is {here}")))
+        };
+        facts(self).into_iter().zip(facts(other)).find_map(differs)
     }
 
     /// The arithmetic that a storage type can reach, GFLOP/s.
@@ -63,11 +92,11 @@ impl Machine {
 }
 
 /// One measurement.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Record {
-    pub mechanism: &'static str,
-    pub pass: &'static str,
-    pub dtype: &'static str,
+    pub mechanism: String,
+    pub pass: String,
+    pub dtype: String,
     pub batch: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -85,12 +114,12 @@ pub struct Record {
     pub error: Option<Deviation>,
     pub approximation: Option<Approximation>,
     /// The length that was measured, where time was reckoned and not measured.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extrapolated_from: Option<usize>,
 }
 
 /// Distance from exact attention.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Approximation {
     pub random: Option<Deviation>,
     pub captured: Option<Deviation>,
@@ -104,9 +133,9 @@ impl Record {
         let relative = |deviation: Option<Deviation>| known(deviation.and_then(|deviation| deviation.rel_l2));
         let approximation = |of: fn(&Approximation) -> Option<Deviation>| relative(self.approximation.as_ref().and_then(of));
         [
-            self.mechanism.to_owned(),
-            self.pass.to_owned(),
-            self.dtype.to_owned(),
+            self.mechanism.clone(),
+            self.pass.clone(),
+            self.dtype.clone(),
             self.causal.to_string(),
             self.batch.to_string(),
             self.heads.to_string(),
@@ -134,8 +163,8 @@ impl Record {
         let unknown = || "-".to_owned();
         let speed = self.gbps.map_or_else(|| format!("{:.1} GFLOP/s", self.gflops), |gbps| format!("{gbps:.1} GB/s"));
         row([
-            self.mechanism,
-            self.pass,
+            &self.mechanism,
+            &self.pass,
             &self.length.to_string(),
             &duration(self.median_s),
             &speed,
@@ -174,7 +203,7 @@ const COLUMNS: [&str; 22] = [
 ]; // fmt
 
 /// A row for every measurement; what is unknown is empty.
-pub fn write_csv(records: &[Record], into: impl io::Write) -> io::Result<()> {
+pub fn write_csv<'r>(records: impl Iterator<Item = &'r Record>, into: impl io::Write) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(into);
     writer.write_record(COLUMNS)?;
     for record in records {

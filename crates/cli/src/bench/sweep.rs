@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 const DEFAULT: &str = include_str!("../../../../configs/sweep.yaml");
 
 /// Keys of its own.
-const OWN: [&str; 14] = [
+const OWN: [&str; 15] = [
     "mechanisms",
     "lengths",
     "passes",
@@ -33,6 +33,7 @@ const OWN: [&str; 14] = [
     "dtype",
     "runs",
     "seed",
+    "tensors",
     "captured",
     "extrapolate",
 ];
@@ -153,7 +154,7 @@ impl Keys {
     }
 
     fn plan(mut self) -> Result<Plan, Failure> {
-        let chosen = self.mechanisms()?;
+        let (chosen, source) = (self.mechanisms()?, self.source()?);
         let mut lengths = self
             .list("lengths")
             .iter()
@@ -162,16 +163,20 @@ impl Keys {
             .map_err(|error| self.refuse("lengths", &format!("is wrong: {error}")))?;
         lengths.sort_unstable();
         lengths.dedup();
+        if let (Some(captured), true) = (&source.captured, lengths.is_empty()) {
+            lengths.push(captured.length());
+        }
         if lengths.is_empty() {
             return Err(self.refuse("lengths", "is missing; write lengths: [1k, 2k]"));
         }
+        source.warn_of_repeats(&lengths);
         let phases = self.words::<Phase>("passes")?;
         let mut plan = Plan {
             chosen,
             phases: if phases.is_empty() { vec![Phase::Forward, Phase::Backward] } else { phases },
             lengths,
             forms: self.forms()?,
-            source: self.source()?,
+            source,
             captured: self.captured()?,
             runs: self.count("runs")?,
             extrapolate: self.extrapolate()?,
@@ -224,6 +229,16 @@ impl Keys {
     }
 
     fn source(&self) -> Result<Source, Failure> {
+        let dtype = self.words::<super::Dtype>("dtype")?.first().map(|dtype| dtype.float());
+        let seed =
+            self.values.get("seed").map_or(Some(0), Value::as_u64).ok_or_else(|| self.refuse("seed", "is no integer of at least 0"))?;
+        if let Some(captured) = self.file("tensors")? {
+            let said = ["batch", "heads", "kv_heads", "head_dim", "value_dim", "captured"];
+            if let Some(key) = said.into_iter().find(|key| !self.list(key).is_empty()) {
+                return Err(self.refuse(key, "says what the file of tensors says already"));
+            }
+            return Ok(Source::captured(captured, dtype, seed));
+        }
         let heads = self.count("heads")?.unwrap_or(8);
         let kv_heads = self.count("kv_heads")?.unwrap_or(heads);
         if heads % kv_heads != 0 {
@@ -231,18 +246,18 @@ impl Keys {
         }
         let dk = self.count("head_dim")?.unwrap_or(64);
         let sizes = Sizes { batch: self.count("batch")?.unwrap_or(1), heads, kv_heads, dk, dv: self.count("value_dim")?.unwrap_or(dk) };
-        let dtype = self.words::<super::Dtype>("dtype")?.first().map_or(Float::F32, |dtype| dtype.float());
-        let seed =
-            self.values.get("seed").map_or(Some(0), Value::as_u64).ok_or_else(|| self.refuse("seed", "is no integer of at least 0"))?;
-        Ok(Source::random(sizes, dtype, seed))
+        Ok(Source::random(sizes, dtype.unwrap_or(Float::F32), seed))
     }
 
-    /// A file with q, k and v beside the configuration.
     fn captured(&self) -> Result<Option<Source>, Failure> {
-        let Some(name) = self.list("captured").into_iter().next() else { return Ok(None) };
+        Ok(self.file("captured")?.map(|captured| Source::captured(captured, None, 0)))
+    }
+
+    /// q, k and v of a file beside the configuration.
+    fn file(&self, key: &str) -> Result<Option<Captured>, Failure> {
+        let Some(name) = self.list(key).into_iter().next() else { return Ok(None) };
         let beside = Path::new(&self.path).parent().map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name));
-        let captured = Captured::read(&Archive::open(&beside)?)?;
-        Ok(Some(Source::captured(captured, None, 0)))
+        Captured::read(&Archive::open(&beside)?).map(Some)
     }
 
     fn extrapolate(&self) -> Result<BTreeMap<String, usize>, Failure> {

@@ -2,20 +2,24 @@
 //!
 //! `P_is = e^(x_is - lse_i)`, `D_i = dO_i·O_i`. A far code's slope is `dS_is = P_is (dO_i·U_s - n_s D_i)`, a near key's `P_ij (dO_i·v_j -
 //! D_i)`; `dq_i = scale Σ_s dS_is C_s`, near slopes added to those of their codes. Keys have gradients straight through their codewords.
-//! What queries leave for far keys is kept per code ([`State`]), and a key takes it at the block where it ceases to be far: `O(N S Dk
-//! Dv)` instead of N². Keys after a gap take theirs in a second walk, from the first block to the last.
+//! What queries leave for far keys is kept as sums ([`Kept`]), and a key takes it at the block where it ceases to be far. Keys after a gap
+//! take theirs in a second walk, from the first block to the last. For queries as they are this costs up to `O(N S Dk Dv)`: the gradient of
+//! a key needs a matrix of its code, or a look at every query. For those that are codewords it costs `O(M S_q (2 Dv + Dk))`.
 //!
-//! Gradients are linear in what was left: pieces walk at the same time, and a piece's keys take the states of later pieces at the end.
+//! Gradients are linear in what was left: pieces walk at the same time, and a piece's keys take the sums of later pieces at the end.
 
 use super::Coded;
 use super::forward::{Job, NEAR, Scratch, positions};
 use super::layout::{Block, Near};
-use super::queries::CODES;
-use super::state::{Leaving, State};
+use super::leave::{Give, Kept};
+use super::queries::{CODES, Queries};
+use super::shared_queries::{self, ByKey};
+use super::state;
 use super::summary::{Keys, Summary};
 use crate::exact::pack;
 use crate::exact::softmax::add_product;
 use crate::par::Jobs;
+use crate::quantise::Codewords;
 use crate::simd::{Across, Aligned, Along, Lanes, Rows, Task, dispatch, product};
 use crate::view::{DisjointRows, SharedRows, StridedMut, ViewMut};
 use crate::{Par, Saved};
@@ -37,6 +41,7 @@ pub(super) fn run(coded: &Coded<'_>, saved: &Saved<'_>, gradients: &mut crate::G
         let shared = Shared {
             coded,
             saved,
+            by_key: by_key(coded),
             dq: gradients.dq.as_mut().map(|dq| dq.share(&queries)),
             dk: dk.as_mut().map(|dk| DisjointRows::new(dk, &keys)),
             dv: dv.as_mut().map(|dv| DisjointRows::new(dv, &keys)),
@@ -47,6 +52,18 @@ pub(super) fn run(coded: &Coded<'_>, saved: &Saved<'_>, gradients: &mut crate::G
     for (spare, into) in [(&spare_k, &mut gradients.dk), (&spare_v, &mut gradients.dv)] {
         if let Some(into) = into.as_mut().filter(|_| !spare.is_empty()) {
             narrow(spare, into, &keys);
+        }
+    }
+}
+
+/// Of every query head, where queries are codewords.
+fn by_key(coded: &Coded<'_>) -> Vec<ByKey> {
+    match &coded.queries {
+        Queries::Rows(_) => Vec::new(),
+        Queries::Codes { codewords, tables, .. } => {
+            let codes = |h: usize| coded.codewords[h / coded.dims.group()].padded();
+            let of = |(h, (table, codewords)): (usize, (_, &Codewords))| ByKey::new(table, codewords.count(), codes(h));
+            tables.iter().zip(codewords.iter()).enumerate().map(of).collect()
         }
     }
 }
@@ -72,17 +89,19 @@ fn narrow(values: &[f32], into: &mut ViewMut<'_>, pieces: &[Range<usize>]) {
     }
 }
 
-struct Shared<'a> {
-    coded: &'a Coded<'a>,
-    saved: &'a Saved<'a>,
+pub(super) struct Shared<'a> {
+    pub(super) coded: &'a Coded<'a>,
+    pub(super) saved: &'a Saved<'a>,
+    /// Logits of queries that are codewords, by query head.
+    pub(super) by_key: Vec<ByKey>,
     dq: Option<SharedRows<'a>>,
-    dk: Option<DisjointRows<'a, f32>>,
-    dv: Option<DisjointRows<'a, f32>>,
+    pub(super) dk: Option<DisjointRows<'a, f32>>,
+    pub(super) dv: Option<DisjointRows<'a, f32>>,
 }
 
 /// Which keys take what queries left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     /// Those before the queries; blocks come from the last on.
     Before,
     /// Those after them; blocks come from the first on.
@@ -107,23 +126,35 @@ impl Shared<'_> {
 
     fn sweep(&self, par: Par) {
         let coded = self.coded;
-        let codes = coded.codewords.iter().map(|codewords| codewords.padded()).max().unwrap_or(0);
         let heads = coded.sequences.len() * coded.dims.kv_heads;
-        let state = State::bytes(codes, [coded.dims.dk, coded.dims.dv]);
+        let state = Kept::bytes(coded);
         let both = !coded.rule.causal && coded.rule.gap > 0;
         let most = if both { 1 } else { (STATES / (state * heads).max(1)).max(1) };
         let all = coded.jobs(most);
-        let left: Vec<Mutex<Option<State>>> = all.iter().map(|_| Mutex::default()).collect();
-        let flops = coded.flops() * (coded.dims.dv + 3) as f64;
+        let left: Vec<Mutex<Option<Kept>>> = all.iter().map(|_| Mutex::default()).collect();
+        let flops = 3.0 * coded.flops();
         par.run(all.len(), flops, |jobs| {
             DESK.with_borrow_mut(|desk| dispatch(par.level_in_use(), Worker { shared: self, all: &all, left: &left, jobs, desk }));
         });
         self.exchange(&all, left, par);
     }
 
+    /// Adds sums of some keys to their gradients.
+    #[inline(always)]
+    pub(super) fn add(&self, keys: Keys<'_>, range: Range<usize>, sums: [&[f32]; 2], widths: [usize; 2]) {
+        let ([b, g], factors) = (keys.head, [self.coded.scale, 1.0]);
+        for (((rows, sums), width), factor) in [&self.dk, &self.dv].into_iter().zip(sums).zip(widths).zip(factors) {
+            let Some(rows) = rows else { continue };
+            for (key, sum) in range.clone().zip(sums.chunks(width)) {
+                let mut claim = rows.claim(b, g, keys.first + key);
+                claim.row(0).iter_mut().zip(sum).for_each(|(into, x)| *into += factor * x);
+            }
+        }
+    }
+
     /// Keys take what later pieces left.
-    fn exchange(&self, all: &[Job], left: Vec<Mutex<Option<State>>>, par: Par) {
-        let mut states: Vec<Option<State>> =
+    fn exchange(&self, all: &[Job], left: Vec<Mutex<Option<Kept>>>, par: Par) {
+        let mut states: Vec<Option<Kept>> =
             left.into_iter().map(|state| state.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
         let follows = |at: usize| at + 1 < all.len() && (all[at].sequence, all[at].g) == (all[at + 1].sequence, all[at + 1].g);
         for at in (1..all.len()).rev().filter(|&at| follows(at)) {
@@ -134,60 +165,42 @@ impl Shared<'_> {
         }
         par.run(all.len(), self.coded.flops(), |jobs| {
             while let Some(at) = jobs.take() {
-                if let Some(state) = states.get(at + 1).and_then(Option::as_ref).filter(|_| follows(at)) {
+                if let Some(kept) = states.get(at + 1).and_then(Option::as_ref).filter(|_| follows(at)) {
                     let (job, next) = (&all[at], &all[at + 1]);
                     let sequence = &self.coded.sequences[job.sequence];
                     let before = |number: i64| sequence.block(&self.coded.rule, number).before;
                     let first = if at > 0 && follows(at - 1) { before(job.blocks.start) } else { 0 };
                     let keys = Keys::of(sequence, job.g, &self.coded.v, self.coded.codes);
-                    dispatch(par.level_in_use(), Give { shared: self, state, keys, range: first..before(next.blocks.start) });
+                    let range = first..before(next.blocks.start);
+                    DESK.with_borrow_mut(|desk| {
+                        let direction = Direction::Before;
+                        dispatch(par.level_in_use(), Give { shared: self, kept, keys, range, direction, desk });
+                    });
                 }
             }
         });
     }
 }
 
-/// Some keys take what was left for their codes.
-struct Give<'a> {
-    shared: &'a Shared<'a>,
-    state: &'a State,
-    keys: Keys<'a>,
-    range: Range<usize>,
-}
-
-impl Task for Give<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Lanes, const R: usize>(self, s: S) {
-        let [b, g] = self.keys.head;
-        let mut value = vec![0.0; self.shared.coded.dims.dv];
-        for key in self.range {
-            let row = self.keys.first + key;
-            self.keys.values.widen_row(s, [b, g, row], &mut value);
-            let mut dk = self.shared.dk.as_ref().map(|dk| dk.claim(b, g, row));
-            let mut dv = self.shared.dv.as_ref().map(|dv| dv.claim(b, g, row));
-            let dk = (dk.as_mut().map(|dk| dk.row(0)), self.shared.coded.scale);
-            self.state.give(self.keys.codes[key] as usize, &value, dk, dv.as_mut().map(|dv| dv.row(0)));
-        }
-    }
-}
-
 /// Working memory of a thread.
 #[derive(Default)]
-struct Desk {
-    scratch: Scratch,
+pub(super) struct Desk {
+    pub(super) scratch: Scratch,
     /// Slopes by logits, panel by panel `[S padded][2·N]`.
     slopes: Aligned<f32>,
     staged: Aligned<f32>,
-    d_o: Aligned<f32>,
-    d_ot: Aligned<f32>,
-    q: Aligned<f32>,
-    delta: Aligned<f32>,
+    pub(super) d_o: Aligned<f32>,
+    pub(super) d_ot: Aligned<f32>,
+    pub(super) q: Aligned<f32>,
+    pub(super) delta: Aligned<f32>,
     /// Weights and slopes of near keys, `[key][query]`.
-    near: [Aligned<f32>; 2],
+    pub(super) near: [Aligned<f32>; 2],
     /// Sums of a block: dq by query, dk and dv by near key.
-    acc: [Aligned<f32>; 3],
+    pub(super) acc: [Aligned<f32>; 3],
+    /// Far keys by themselves, and their slots.
+    pub(super) few: Vec<(usize, usize)>,
+    pub(super) room: state::Room,
+    pub(super) taking: shared_queries::Room,
 }
 
 thread_local! {
@@ -197,7 +210,7 @@ thread_local! {
 struct Worker<'a> {
     shared: &'a Shared<'a>,
     all: &'a [Job],
-    left: &'a [Mutex<Option<State>>],
+    left: &'a [Mutex<Option<Kept>>],
     jobs: &'a Jobs,
     desk: &'a mut Desk,
 }
@@ -234,16 +247,16 @@ struct Walk<'a> {
 }
 
 impl Task for Walk<'_> {
-    type Output = State;
+    type Output = Kept;
 
     #[inline(always)]
-    fn run<S: Lanes, const R: usize>(self, s: S) -> State {
+    fn run<S: Lanes, const R: usize>(self, s: S) -> Kept {
         let Walk { shared, job: Job { sequence, g, blocks }, first, direction, desk } = self;
         let coded = shared.coded;
         let (sequence, dims) = (&coded.sequences[*sequence], &coded.dims);
         let keys = Keys::of(sequence, *g, &coded.v, coded.codes);
         let mut summary = Summary::new(coded.codewords[*g].count(), dims.dv, sequence.keys.len());
-        let mut state = State::new::<S>(summary.counts().len(), [dims.dk, dims.dv], [shared.dk.is_some(), shared.dv.is_some()]);
+        let mut kept = Kept::new::<S>(shared, keys, direction);
         let block = |number: i64| sequence.block(&coded.rule, number);
         for i in 0..blocks.end - blocks.start {
             let number = if direction == Direction::Before { blocks.end - 1 - i } else { blocks.start + i };
@@ -251,7 +264,7 @@ impl Task for Walk<'_> {
             summary.move_to(s, keys, &block);
             for h in g * dims.group()..(g + 1) * dims.group() {
                 let part = Part { shared, summary: &summary, keys, block: &block, h };
-                s.vectorize(Differentiate { part, direction, desk: &mut *desk, state: &mut state });
+                s.vectorize(Differentiate { part, direction, desk: &mut *desk, kept: &mut kept });
             }
             let range = match direction {
                 Direction::Before if number > blocks.start => sequence.block(&coded.rule, number - 1).before..block.before,
@@ -260,26 +273,26 @@ impl Task for Walk<'_> {
                 Direction::After if number + 1 < blocks.end => block.after..sequence.block(&coded.rule, number + 1).after,
                 Direction::After => block.after..sequence.keys.len(),
             };
-            s.vectorize(Give { shared, state: &state, keys, range });
+            s.vectorize(Give { shared, kept: &kept, keys, range, direction, desk: &mut *desk });
         }
-        state
+        kept
     }
 }
 
 /// One block of one query head.
-struct Part<'a> {
-    shared: &'a Shared<'a>,
-    summary: &'a Summary,
-    keys: Keys<'a>,
-    block: &'a Block,
-    h: usize,
+pub(super) struct Part<'a> {
+    pub(super) shared: &'a Shared<'a>,
+    pub(super) summary: &'a Summary,
+    pub(super) keys: Keys<'a>,
+    pub(super) block: &'a Block,
+    pub(super) h: usize,
 }
 
 struct Differentiate<'a> {
     part: Part<'a>,
     direction: Direction,
     desk: &'a mut Desk,
-    state: &'a mut State,
+    kept: &'a mut Kept,
 }
 
 impl Task for Differentiate<'_> {
@@ -287,7 +300,7 @@ impl Task for Differentiate<'_> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let Differentiate { part, direction, desk, state } = self;
+        let Differentiate { part, direction, desk, kept } = self;
         if part.block.rows.is_empty() {
             return;
         }
@@ -302,27 +315,27 @@ impl Task for Differentiate<'_> {
             }
             part.write_dq::<S, R>(s, desk);
         }
-        part.leave::<S, R>(s, desk, state);
+        part.leave::<S, R>(s, direction, desk, kept);
     }
 }
 
 /// Sizes of a block's tables.
 #[derive(Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     /// Queries.
-    rows: usize,
+    pub(super) rows: usize,
     /// Queries of a panel.
-    lanes: usize,
+    pub(super) lanes: usize,
     /// Queries, padded to whole panels.
-    padded: usize,
+    pub(super) padded: usize,
     /// Codes, padded.
-    codes: usize,
+    pub(super) codes: usize,
     /// Values of a key's and a value's row, padded.
-    widths: [usize; 2],
+    pub(super) widths: [usize; 2],
 }
 
 impl Part<'_> {
-    fn sizes<S: Lanes>(&self) -> Sizes {
+    pub(super) fn sizes<S: Lanes>(&self) -> Sizes {
         let (rows, dims) = (self.block.rows.len(), &self.shared.coded.dims);
         Sizes {
             rows,
@@ -454,14 +467,7 @@ impl Part<'_> {
                 rows,
             );
         }
-        let [b, g] = self.keys.head;
-        for (rows, acc, width, factor) in [(&self.shared.dk, &*into_k, dk, self.shared.coded.scale), (&self.shared.dv, &*into_v, dv, 1.0)] {
-            let Some(rows) = rows else { continue };
-            for (key, acc) in keys.clone().zip(acc.chunks(width)) {
-                let mut claim = rows.claim(b, g, self.keys.first + key);
-                claim.row(0).iter_mut().zip(acc).for_each(|(into, x)| *into += factor * x);
-            }
-        }
+        self.shared.add(self.keys, keys, [into_k, into_v], [dk, dv]);
     }
 
     /// `P_ij` and `P_ij (dO_i·v_j - D_i)` of near keys, 0 where a query does not see one.
@@ -528,26 +534,5 @@ impl Part<'_> {
             }
             dq.write(self.keys.head[0], self.h, n, |_| &row[..self.shared.coded.dims.dk]);
         }
-    }
-
-    /// What these queries leave for far keys.
-    #[inline(always)]
-    fn leave<S: Lanes, const R: usize>(&self, s: S, desk: &mut Desk, state: &mut State) {
-        let Sizes { rows, lanes, padded, codes, widths: [dk, dv] } = self.sizes::<S>();
-        let counts = self.summary.counts();
-        let weights = desk.scratch.weights.take(padded * codes);
-        for weights in weights.chunks_mut(codes * lanes) {
-            for (row, _) in weights.chunks_mut(lanes).zip(counts).filter(|(_, count)| **count == 0) {
-                row.fill(0.0);
-            }
-        }
-        let leaving = Leaving {
-            rows,
-            d_o: desk.d_o.get(padded * dv),
-            q: desk.q.get(padded * dk),
-            d_ot: desk.d_ot.get(padded * self.shared.coded.dims.dv),
-            delta: desk.delta.get(padded),
-        };
-        state.take_in::<S, R>(s, weights, counts, &leaving);
     }
 }

@@ -14,7 +14,10 @@ mod careful;
 mod decode;
 mod forward;
 mod layout;
+mod leave;
 mod queries;
+mod ranks;
+mod shared_queries;
 mod state;
 mod summary;
 

@@ -3,6 +3,7 @@
 use super::Trace;
 use super::clustered::Merging;
 use super::combined::Join;
+use super::hyper::Sorted;
 use super::nats::Typing;
 use crate::Problem;
 use crate::scan::Map;
@@ -23,6 +24,8 @@ pub enum Composition<'p> {
     Summed(Summed<'p>),
     /// A sum that decays by gates.
     Decaying(Decaying),
+    /// Listed keys of listed queries.
+    Sorted(Sorted<'p>),
     /// Two of these.
     Joined(Box<Joined<'p>>),
 }

@@ -426,8 +426,9 @@ pub trait Config: Default + Clone + std::fmt::Debug {
         None
     }
 
-    /// What the mean squared distance of keys to their codewords weighs in the loss of training.
-    fn commitment(&self) -> f32 {
+    /// What the mean squared distance of what a codebook codes, `codebook` or `codebook_q`, to its codewords weighs in the loss of training.
+    fn commitment(&self, tensor: &str) -> f32 {
+        let _ = tensor;
         0.0
     }
 
@@ -554,9 +555,10 @@ macro_rules! mechanisms {
                 match self { $(Mechanism::$variant(config) => config.codewords(tensor),)+ Mechanism::Combined(both) => both.codewords(tensor) }
             }
 
-            /// What the mean squared distance of keys to their codewords weighs in the loss of training.
-            pub fn commitment(&self) -> f32 {
-                match self { $(Mechanism::$variant(config) => config.commitment(),)+ Mechanism::Combined(both) => both.commitment() }
+            /// What the mean squared distance of what a codebook codes, `codebook` or `codebook_q`, to its codewords weighs in the loss of
+            /// training.
+            pub fn commitment(&self, tensor: &str) -> f32 {
+                match self { $(Mechanism::$variant(config) => config.commitment(tensor),)+ Mechanism::Combined(both) => both.commitment(tensor) }
             }
 
             /// See [`Config::near`].

@@ -89,6 +89,27 @@ impl<T: SetOption + Default> SetOption for Option<T> {
     }
 }
 
+/// A weight of at least 0.
+pub(super) trait SetWeight {
+    /// Parses `value` into the field.
+    ///
+    /// # Errors
+    /// If it is no number, or negative.
+    fn set_weight(&mut self, name: &'static str, value: &str) -> Result<(), OptionError>;
+}
+
+impl SetWeight for f32 {
+    fn set_weight(&mut self, name: &'static str, value: &str) -> Result<(), OptionError> {
+        let (about, mut weight) = ((name, "a number of at least 0"), 0.0f32);
+        weight.set_option(about, value)?;
+        if weight < 0.0 {
+            return Err(refuse(about, value));
+        }
+        *self = weight;
+        Ok(())
+    }
+}
+
 /// A count that is not 0.
 pub(super) trait SetPositive {
     /// Parses `value` into the field.

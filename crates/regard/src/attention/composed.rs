@@ -8,7 +8,7 @@
 use super::coded::{self, Near};
 use super::host::{Host, Scores};
 use super::typed::Types;
-use super::{Asked, Attention, factored, joined, merged};
+use super::{Asked, Attention, factored, joined, merged, sorted};
 use crate::{Error, Tally};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
@@ -33,7 +33,7 @@ pub(super) fn attention(qkv: [Tensor<4>; 3], how: &Attention) -> Result<Tensor<4
 /// Attention that leaves what was chosen where it is asked for.
 pub(super) fn asked([q, k, v]: [Tensor<4>; 3], how: &Attention, asked: Asked) -> Result<Tensor<4>, Error> {
     Tally::add(|tally| tally.composed += 1);
-    let host = Host::new(how, [&q, &k], Some(v.dims()), Scores::Shapes);
+    let host = Host::new(how, [&q, &k], Some(&v), Scores::Shapes);
     host.plan(|name, plan| {
         let dtype = q.dtype();
         if let Some(traces) = &asked.traces {
@@ -62,6 +62,7 @@ pub(super) fn follow(composition: &Composition<'_>, traces: &[Trace], how: &Atte
             let [q, k, v] = qkv;
             Ok(factored::decaying(decaying, [q, k, v, gates].map(|x| x.cast(dtype))))
         }
+        Composition::Sorted(parts) => Ok(sorted::attention(parts, qkv)),
         Composition::Joined(joined) => joined::attention(joined, how, &qkv),
     }
 }

@@ -45,6 +45,7 @@ pub(super) struct Host<'a> {
     x: Option<Read<3>>,
     k: Option<Read<4>>,
     q: Option<Read<4>>,
+    v: Option<Read<4>>,
 }
 
 /// How much of the biases and the mask is looked at.
@@ -57,15 +58,16 @@ pub(super) enum Scores {
 }
 
 impl<'a> Host<'a> {
-    /// `v`: its shape, where there is one; else that of one value for every key.
-    pub(super) fn new(how: &'a Attention, [q, k]: [&Tensor<4>; 2], v: Option<[usize; 4]>, scores: Scores) -> Self {
+    /// `v`: where there is none, one value for every key.
+    pub(super) fn new(how: &'a Attention, [q, k]: [&Tensor<4>; 2], v: Option<&Tensor<4>>, scores: Scores) -> Self {
         let [batch, kv_heads, keys, _] = k.dims();
         let flat = |x: &Tensor<3>| match scores {
             Scores::Values => Read::new(x).values,
             Scores::Shapes => vec![0.0; x.dims().iter().product()],
         };
-        // Whatever compares tokens compares hidden states, or keys; codes are of keys and of queries.
-        let compares = how.reads("x");
+        // Whatever compares tokens compares hidden states, or keys; codes are of keys and of queries, and so are hashes, and keys are drawn by
+        // values.
+        let (compares, hashes) = (how.reads("x"), how.reads("hyperplanes"));
         let [codes, codes_q] = ["codebook", "codebook_q"].map(|tensor| how.reads(tensor));
         let mask = |x: &Tensor<4, Bool>| {
             let values = match scores {
@@ -80,7 +82,7 @@ impl<'a> Host<'a> {
         };
         Host {
             how,
-            shapes: [q.dims(), k.dims(), v.unwrap_or([batch, kv_heads, keys, 1])],
+            shapes: [q.dims(), k.dims(), v.map_or([batch, kv_heads, keys, 1], |v| v.dims())],
             key_bias: how.key_bias.as_ref().map(flat),
             bias: how.bias.as_ref().map(bias),
             mask: how.mask.as_ref().map(mask),
@@ -88,8 +90,9 @@ impl<'a> Host<'a> {
             threshold: how.learned.threshold.as_ref().map(|x| Read::new(x).values),
             mix: how.learned.mix.as_ref().map(|x| vec![0.0; x.dims()[0]]),
             x: how.learned.x.as_ref().filter(|_| compares).map(Read::new),
-            k: (compares || codes).then(|| Read::new(k)),
-            q: codes_q.then(|| Read::new(q)),
+            k: (compares || codes || hashes).then(|| Read::new(k)),
+            q: (codes_q || hashes).then(|| Read::new(q)),
+            v: v.filter(|_| hashes).map(Read::new),
         }
     }
 
@@ -97,7 +100,8 @@ impl<'a> Host<'a> {
         let [q, k, v] = self.shapes;
         let k = self.k.as_ref().map_or_else(|| shape_only(k, "k"), |read| read.view(k, "k"))?;
         let q = self.q.as_ref().map_or_else(|| shape_only(q, "q"), |read| read.view(q, "q"))?;
-        let mut inputs = self.how.rules.inputs([q, k, shape_only(v, "v")?]);
+        let v = self.v.as_ref().map_or_else(|| shape_only(v, "v"), |read| read.view(v, "v"))?;
+        let mut inputs = self.how.rules.inputs([q, k, v]);
         if let Some((values, shape)) = &self.mask {
             let mask = if values.len() == 1 {
                 Strided::new(values, 0, *shape, [0; 4], "mask")

@@ -12,6 +12,7 @@ mod joined;
 mod merged;
 mod penalty;
 mod rules;
+mod sorted;
 mod typed;
 
 pub(crate) use host::Read;

@@ -122,6 +122,14 @@ impl Codes {
     }
 }
 
+/// Refuses a weight that a field may hold and an option may not.
+pub(super) fn check_weight(name: &'static str, weight: f32) -> Result<(), Error> {
+    if weight.is_finite() && weight >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::value(name, format!("{weight}: expected a number of at least 0")))
+}
+
 /// Refuses gradients of anything but q, k and v.
 pub(super) fn only_of_heads(name: &'static str, gradients: &Gradients<'_>) -> Result<(), Error> {
     match gradients.beside_heads().next() {

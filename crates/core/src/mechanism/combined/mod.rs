@@ -192,8 +192,8 @@ impl Combined {
         self.parts.iter().find_map(|part| part.codewords(tensor))
     }
 
-    pub(super) fn commitment(&self) -> f32 {
-        self.parts.iter().map(Mechanism::commitment).fold(0.0, f32::max)
+    pub(super) fn commitment(&self, tensor: &str) -> f32 {
+        self.parts.iter().map(|part| part.commitment(tensor)).fold(0.0, f32::max)
     }
 }
 

@@ -19,7 +19,7 @@ const MOST_BYTES: usize = 160 << 20;
 pub(super) struct Squares<'a> {
     pub(super) ground: Ground<'a>,
     pub(super) chosen: &'a Hashed,
-    parts: Parts,
+    pub(super) parts: Parts,
 }
 
 impl<'a> Squares<'a> {
@@ -46,7 +46,7 @@ impl<'a> Squares<'a> {
     }
 
     /// All heads, as many at a time as fit where a kv head takes so many bytes.
-    fn heads(&self, bytes: usize) -> Vec<Heads> {
+    pub(super) fn heads(&self, bytes: usize) -> Vec<Heads> {
         let dims = &self.ground.problem.dims;
         let rounds = (dims.kv_heads * bytes).div_ceil(MOST_BYTES).clamp(1, dims.kv_heads);
         let together = dims.kv_heads.div_ceil(rounds);
@@ -55,7 +55,7 @@ impl<'a> Squares<'a> {
         (0..dims.batch).flat_map(of_batch).map(some).collect()
     }
 
-    fn arrange<'s>(&'s self, heads: &'s Heads, level: &'s [Square], par: Par) -> Arranged<'s> {
+    pub(super) fn arrange<'s>(&'s self, heads: &'s Heads, level: &'s [Square], par: Par) -> Arranged<'s> {
         Arranged::new((&self.ground, self.chosen), level, heads, par)
     }
 

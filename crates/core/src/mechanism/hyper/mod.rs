@@ -29,15 +29,17 @@ mod gather;
 mod ground;
 mod leaves;
 mod running;
+mod sorted;
 mod squares;
 mod visits;
 
 pub use choose::Hashed;
+pub use sorted::{Meeting, Rows, Sorted};
 
 use super::cache::{Cache, Rule};
 use super::exact::unknown;
 use super::options::{OptionError, SetOption};
-use super::{About, Causality, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
+use super::{About, Causality, Composition, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
 use crate::hash::MOST_BITS;
 use crate::oracle::Oracle;
 use crate::{Dims, Error, Output, Par, Problem, Saved, Scores, exact};
@@ -197,6 +199,10 @@ impl Plan for Halved<'_> {
 
     fn oracle(&self) -> Box<dyn Oracle> {
         definition::oracle(&self.0.ground, self.0.chosen)
+    }
+
+    fn composition(&self) -> Option<Composition<'_>> {
+        Some(self.problem().map_or_else(|| Composition::Sorted(self.0.listed()), Composition::Exact))
     }
 
     fn problem(&self) -> Option<&Problem<'_>> {

@@ -8,16 +8,17 @@
 //! of that window, merged by the log-sum-exp, every key is read once.
 //!
 //! Shapes: q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, codebook `[1,G,S,Dk]`. Time `N S (2 Dk + Dv)`, assignment included; backward
-//! `N S Dk Dv`, since the gradient of a key `scale Σ_i P_ij (dO_i·v_j - D_i) q_i` is a matrix per code applied to v_j. A state holds S
-//! counts and sums of values, and with `exclude_recent` a ring of `recent`.
+//! `N Σ_s min(n_s (Dk + Dv), Dk Dv)`, since the gradient of a key, `scale Σ_i P_ij (dO_i·v_j - D_i) q_i`, is a matrix of its code applied to
+//! v_j, or a look at every query: of the n_s keys of a code whichever is less. A state holds S counts and sums of values, and with
+//! `exclude_recent` a ring of `recent`.
 //!
 //! Gradients of keys go straight through; the codebook has none and follows by moving averages ([`crate::quantise::Codebook`]). The loss
 //! is the commitment `beta · mean_j ‖k_j - C_c(j)‖²`. Where the codebook holds every key it is exact attention. Lingle 2023.
 
-use super::codes::{Codes, Coding, Ground, Held, Near, Tallies, codebook, codewords, only_of_heads, oracle};
+use super::codes::{Codes, Coding, Ground, Held, Near, Tallies, check_weight, codebook, codewords, only_of_heads, oracle};
 use super::composition::Coded;
 use super::exact::unknown;
-use super::options::{OptionError, SetOption, SetPositive};
+use super::options::{OptionError, SetOption, SetPositive, SetWeight};
 use super::{About, Causality, Composition, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
 use crate::coded::{self, Queries};
 use crate::oracle::Oracle;
@@ -82,15 +83,7 @@ impl Config for Vq {
             "block" => self.block.set_positive("block", value),
             "recent" => self.recent.set_positive("recent", value),
             "exclude_recent" => self.exclude_recent.set_option(("exclude_recent", "true or false"), value),
-            "beta" => {
-                let (about, mut beta) = (("beta", "a number of at least 0"), 0.0f32);
-                beta.set_option(about, value)?;
-                if beta < 0.0 {
-                    return Err(OptionError::Value { name: about.0, value: value.to_owned(), expected: about.1 });
-                }
-                self.beta = beta;
-                Ok(())
-            }
+            "beta" => self.beta.set_weight("beta", value),
             "scale" => self.scale.set_option(("scale", "a number"), value),
             _ => Err(unknown(name, OPTIONS)),
         }
@@ -130,8 +123,8 @@ impl Config for Vq {
         (tensor == "codebook").then_some(self.codebook_size)
     }
 
-    fn commitment(&self) -> f32 {
-        self.beta
+    fn commitment(&self, tensor: &str) -> f32 {
+        if tensor == "codebook" { self.beta } else { 0.0 }
     }
 
     fn leave_out(&mut self, window: usize) {
@@ -155,10 +148,7 @@ impl Vq {
                 return Err(Error::value(name, "0: expected an integer of at least 1"));
             }
         }
-        if !(self.beta.is_finite() && self.beta >= 0.0) {
-            return Err(Error::value("beta", format!("{}: expected a number of at least 0", self.beta)));
-        }
-        Ok(())
+        check_weight("beta", self.beta)
     }
 
     /// Keys nearer than this are left out.

@@ -5,15 +5,16 @@
 //! maximum is taken off before a power. Blocks change nothing but rounding; ones longer than 128 run as 128.
 //!
 //! Shapes: q `[B,H,N,Dk]`, k `[B,G,M,Dk]`, v `[B,G,M,Dv]`, codebook_q `[1,H,S_q,Dk]`, codebook `[1,G,S_k,Dk]`. Time `N (S_q Dk + S_k Dk +
-//! S_k Dv)`, assignment included. A state holds S_k counts and sums of values.
+//! S_k Dv)`, assignment included; backward beyond that `N (S_k (Dk + 2 Dv) + S_q (2 Dv + Dk))`. A state holds S_k counts and sums of values.
 //!
-//! Gradients of queries and keys go straight through; codebooks have none ([`crate::quantise::Codebook`]). Where they hold every query
-//! and key it is exact attention. After Lingle 2023.
+//! Gradients of queries and keys go straight through; codebooks have none ([`crate::quantise::Codebook`]). The loss is the commitment
+//! `beta · (mean_i ‖q_i - C^q_a(i)‖² + mean_j ‖k_j - C_c(j)‖²)`. Where codebooks hold every query and key it is exact attention. After
+//! Lingle 2023.
 
-use super::codes::{Codes, Coding, Ground, Held, Near, Tallies, codebook, codewords, only_of_heads, oracle};
+use super::codes::{Codes, Coding, Ground, Held, Near, Tallies, check_weight, codebook, codewords, only_of_heads, oracle};
 use super::composition::Coded;
 use super::exact::unknown;
-use super::options::{OptionError, SetOption, SetPositive};
+use super::options::{OptionError, SetOption, SetPositive, SetWeight};
 use super::{About, Causality, Composition, Config, Gradients, Inputs, Limit, OptionAbout, Pass, Plan, Trace};
 use crate::coded::{self, Queries, table};
 use crate::oracle::Oracle;
@@ -30,13 +31,15 @@ pub struct VqQk {
     pub codebook_size_k: usize,
     /// Keys between two boundaries of the causal form, 1 or more.
     pub block: usize,
+    /// Weight of the commitment, at least 0.
+    pub beta: f32,
     /// Factor on `q·k`; `1/√Dk` if absent.
     pub scale: Option<f32>,
 }
 
 impl Default for VqQk {
     fn default() -> Self {
-        VqQk { codebook_size_q: 128, codebook_size_k: 128, block: 512, scale: None }
+        VqQk { codebook_size_q: 128, codebook_size_k: 128, block: 512, beta: 1e-4, scale: None }
     }
 }
 
@@ -44,6 +47,7 @@ const OPTIONS: &[OptionAbout] = &[
     OptionAbout { name: "codebook_size_q", kind: "integer", default: "128", samples: &[] },
     OptionAbout { name: "codebook_size_k", kind: "integer", default: "128", samples: &[] },
     OptionAbout { name: "block", kind: "integer", default: "512", samples: &["1", "16"] },
+    OptionAbout { name: "beta", kind: "number", default: "0.0001", samples: &["1"] },
     OptionAbout { name: "scale", kind: "number", default: "", samples: &["0.3"] },
 ];
 
@@ -72,6 +76,7 @@ impl Config for VqQk {
             "codebook_size_q" => self.codebook_size_q.set_positive("codebook_size_q", value),
             "codebook_size_k" => self.codebook_size_k.set_positive("codebook_size_k", value),
             "block" => self.block.set_positive("block", value),
+            "beta" => self.beta.set_weight("beta", value),
             "scale" => self.scale.set_option(("scale", "a number"), value),
             _ => Err(unknown(name, OPTIONS)),
         }
@@ -105,7 +110,7 @@ impl Config for VqQk {
             rule: ground.rule(self.block, 0),
             scale,
         };
-        Ok(Quantised { ground, coded, choices, codebooks })
+        Ok(Quantised { ground, coded, choices, codebooks, beta: self.beta })
     }
 
     fn start(&self) -> Result<Tallies, Error> {
@@ -119,6 +124,10 @@ impl Config for VqQk {
             "codebook" => Some(self.codebook_size_k),
             _ => None,
         }
+    }
+
+    fn commitment(&self, tensor: &str) -> f32 {
+        if ["codebook", "codebook_q"].contains(&tensor) { self.beta } else { 0.0 }
     }
 }
 
@@ -135,7 +144,7 @@ impl VqQk {
         let counts = [("codebook_size_q", self.codebook_size_q), ("codebook_size_k", self.codebook_size_k), ("block", self.block)];
         match counts.into_iter().find(|(_, count)| *count == 0) {
             Some((name, _)) => Err(Error::value(name, "0: expected an integer of at least 1")),
-            None => Ok(()),
+            None => check_weight("beta", self.beta),
         }
     }
 }
@@ -153,6 +162,7 @@ pub struct Quantised<'a> {
     coded: coded::Coded<'a>,
     choices: &'a Chosen,
     codebooks: [View<'a>; 2],
+    beta: f32,
 }
 
 impl Plan for Quantised<'_> {
@@ -167,6 +177,14 @@ impl Plan for Quantised<'_> {
 
     fn traces(&self) -> Vec<Trace> {
         vec![self.choices.queries.trace("codes_q"), self.choices.keys.trace("codes")]
+    }
+
+    fn loss(&self) -> Option<f64> {
+        let Queries::Codes { codewords, .. } = &self.coded.queries else { return None };
+        let problem = &self.ground.problem;
+        let of_queries = self.choices.queries.distance(&problem.q, codewords);
+        let of_keys = self.choices.keys.distance(&problem.k, &self.coded.codewords);
+        Some(f64::from(self.beta) * (of_queries.unwrap_or(0.0) + of_keys.unwrap_or(0.0)))
     }
 
     fn dims(&self) -> Dims {
