@@ -3,12 +3,12 @@
 With codewords C of a kv head the code of key j is the nearest one, the lowest of equals, and k̂_j = C_code. Codes are
 constants and gradients go straight through: k̂ = k + (C_code - k) with the bracket detached. vq attends with q, vq_qk with
 codewords of queries, one codebook per query head. With exclude_recent keys at distances below `recent` are left out. The
-loss of vq is beta times the mean of |k - C_code|² over real keys.
+loss is beta times the mean of |k - C_code|² over real keys, for vq_qk plus the same of queries and their codewords.
 
 Writes `vq/NAME.safetensors`, one file per case, with
 
 * inputs: q k v do, codebook [G,S,D], for vq_qk codebook_q [H,S,D], and, where the case has them, lengths lengths_q;
-* results: expected_codes, for vq_qk expected_codes_q (-1 for padding), expected_o expected_lse expected_dq expected_dk expected_dv, for vq
+* results: expected_codes, for vq_qk expected_codes_q (-1 for padding), expected_o expected_lse expected_dq expected_dk expected_dv
   expected_loss;
 * in the file's metadata, as strings: mechanism, causal, and its options.
 
@@ -66,6 +66,7 @@ def attention(tensors, options):
         codes_q = codes_of(q, tensors["codebook_q"])
         results["codes_q"] = codes_q.masked_fill(~real_q, -1)
         q = straight_through(q, tensors["codebook_q"], codes_q)
+        strayed = (tensors["q"] - q).square().sum(-1)[real_q.expand(q.shape[:3])].mean()
     sees = padding(tensors) & ((j <= p) if options["causal"] else torch.ones_like(j <= p))
     if options.get("exclude_recent"):
         sees = sees & ((p - j).abs() >= options["recent"])
@@ -79,9 +80,9 @@ def attention(tensors, options):
     seen = sees.any(-1)
     results["o"] = weights / torch.where(seen[..., None], total, 1.0) @ repeated(tensors["v"], q)
     results["lse"] = (top + total.log()).squeeze(-1).masked_fill(~seen, -math.inf)
-    if options["mechanism"] == "vq":
-        square = (tensors["k"] - quantised).square().sum(-1)[real_k.expand(k.shape[:3])]
-        results["loss"] = options.get("beta", BETA) * square.mean()
+    square = (tensors["k"] - quantised).square().sum(-1)[real_k.expand(k.shape[:3])].mean()
+    both = square + strayed if options["mechanism"] == "vq_qk" else square
+    results["loss"] = options.get("beta", BETA) * both
     return results
 
 
@@ -204,8 +205,7 @@ def solved(case):
         inputs[name].requires_grad_()
     results = attention(inputs, case.options)
     results |= gradients(inputs, results["o"])
-    if "loss" in results:
-        results["loss"] = results["loss"].reshape(1)
+    results["loss"] = results["loss"].reshape(1)
     stored = case.tensors | {"expected_" + name: x.detach() for name, x in results.items()}
     return {name: x.contiguous() for name, x in stored.items()}
 

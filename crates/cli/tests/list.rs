@@ -62,7 +62,7 @@ fn the_version_names_the_level() {
 
 #[test]
 fn every_help_ends_with_an_example() {
-    for verb in ["", "list", "attend", "bench", "completions"] {
+    for verb in ["", "list", "attend", "bench", "embed", "compress", "train", "eval", "compare", "report", "completions"] {
         let arguments = [verb, "--help"].into_iter().filter(|argument| !argument.is_empty());
         let text = regard(arguments).done().stdout;
         assert!(text.lines().last().unwrap().starts_with("  regard "), "{text}");

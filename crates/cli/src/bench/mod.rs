@@ -31,13 +31,12 @@ use std::path::PathBuf;
 #[command(
     after_help = "The machine's own ceilings are measured first. backward is forward and backward together. decode attends with one query to
 LENGTH keys that no cache holds. Errors are those of sampled rows against the mechanism's definition in f64.
+A sweep writes its files after every measurement; one that was stopped goes on with --resume.
 
 Examples:
   regard bench                           the whole table: exact and local, every pass, causal, 512 to 16k tokens
   regard bench --mechanism local --set window=512 --length 4k,16k --causal --json bench.json
-  regard bench --sweep --csv sweep.csv   every mechanism, forward and backward, causal and not, 1k to 256k tokens
-
-A sweep writes its files after every measurement; one that was stopped goes on with --resume."
+  regard bench --sweep --csv sweep.csv   every mechanism, forward and backward, causal and not, 1k to 256k tokens"
 )]
 pub struct Bench {
     /// Mechanisms; exact and local by default
