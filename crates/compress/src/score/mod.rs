@@ -41,7 +41,11 @@ pub(crate) fn attention(text: &str, (pieces, own): (&Pieces, &[Range<usize>]), r
 
 /// Self-information of words: the sum over a word's pieces, in units of the mean over words.
 pub(crate) fn information(own: &[Range<usize>], reading: &Reading) -> Vec<f32> {
-    let mut scores: Vec<f32> = own.iter().map(|range| reading.weights[range.clone()].iter().sum()).collect();
+    relative(own.iter().map(|range| reading.weights[range.clone()].iter().sum()).collect())
+}
+
+/// Scores in units of their mean.
+fn relative(mut scores: Vec<f32>) -> Vec<f32> {
     let mean = scores.iter().sum::<f32>() / scores.len().max(1) as f32;
     scores.iter_mut().for_each(|score| *score /= mean.max(f32::MIN_POSITIVE));
     scores
@@ -50,10 +54,7 @@ pub(crate) fn information(own: &[Range<usize>], reading: &Reading) -> Vec<f32> {
 /// Lengths of the vectors of words, which is how much each has in the mean over a text; in units of their mean.
 pub(crate) fn lengths(own: &[Range<usize>], reading: &Reading, width: usize) -> Vec<f32> {
     let length = |piece: usize| reading.vectors[piece * width..][..width].iter().map(|x| x * x).sum::<f32>().sqrt();
-    let mut scores: Vec<f32> = own.iter().map(|range| range.clone().map(length).fold(0.0, f32::max)).collect();
-    let mean = scores.iter().sum::<f32>() / scores.len().max(1) as f32;
-    scores.iter_mut().for_each(|score| *score /= mean.max(f32::MIN_POSITIVE));
-    scores
+    relative(own.iter().map(|range| range.clone().map(length).fold(0.0, f32::max)).collect())
 }
 
 #[cfg(test)]
