@@ -57,6 +57,10 @@ fn whole_words_stay_in_order_and_protected_ones_with_them() {
         }
     }
     assert_eq!(compress(&desk, &["--keep", "1"]).done().stdout, TEXT);
+    let held = compress(&desk, &["--keep", "0.01"]).done();
+    assert_eq!(words(&held.stdout), ["not", "3", "no", "nobody"]);
+    assert!(held.stderr.contains("that were asked for: protected words stay in any case"), "{held:?}");
+    assert_eq!(compress(&desk, &["--keep", "0.4"]).done().stderr, "");
     let free = compress(&desk, &["--keep", "0.02", "--protect-nothing"]).done().stdout;
     assert_eq!(words(&free).len(), 1, "{free}");
     let held = compress(&desk, &["--keep", "0.02", "--protect-nothing", "--protect", "light(house)?\\b"]).done().stdout;

@@ -22,6 +22,8 @@ pub struct Totals {
     pub bytes: usize,
     pub words: usize,
     pub words_kept: usize,
+    pub passages: u64,
+    pub protected: usize,
     pub tokens: u64,
     pub tokens_kept: u64,
     pub stages: Stages,
@@ -32,6 +34,8 @@ impl Totals {
         self.bytes += passage.text.len();
         self.words += passage.words.len();
         self.words_kept += passage.kept.iter().filter(|kept| **kept).count();
+        self.passages += 1;
+        self.protected += passage.protected.iter().filter(|protected| **protected).count();
         self.tokens += passage.tokens();
         self.tokens_kept += passage.tokens_kept();
         self.stages += passage.stages;

@@ -131,13 +131,20 @@ fn one(compress: &Compress, compressor: &mut Compressor, input: Input, writer: &
     if totals.words == 0 {
         return Err(refuse(Error::Empty { name }));
     }
-    if let Some(wanted) = compress.tokens.filter(|wanted| totals.tokens_kept > *wanted) {
-        warn(&format!("{name}: {} tokens stay of {wanted} that were asked for; protected words stay in any case", totals.tokens_kept));
+    if let Some(wanted) = compress.wanted(&totals).filter(|wanted| totals.protected > 0 && totals.tokens_kept > *wanted) {
+        let message = "that were asked for: protected words stay in any case, but for --protect-nothing";
+        warn(&format!("{name}: {} tokens stay of {wanted} {message}", totals.tokens_kept));
     }
     writer.end(&totals)
 }
 
 impl Compress {
+    /// Tokens that may stay of a file, each passage rounded up.
+    fn wanted(&self, totals: &Totals) -> Option<u64> {
+        let share = || (self.keep * totals.tokens as f64).ceil() as u64 + totals.passages;
+        self.tokens.or_else(|| self.threshold.is_none().then(share))
+    }
+
     fn options(&self) -> Result<Options, Failure> {
         let protect = if self.protect_nothing { Protect::nothing() } else { Protect::default() };
         let protect = self.protect.iter().try_fold(protect, |protect, pattern| protect.with_pattern(pattern)).map_err(refuse)?;
