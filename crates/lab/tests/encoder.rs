@@ -280,6 +280,11 @@ fn healing_that_nobody_starts_with_is_refused() {
         message(json!({"from_scratch": ["locl"]})),
         "from_scratch: no configuration is named \"locl\", did you mean \"local\"?; there are exact, local, alone"
     );
+    let named =
+        |names: [&str; 2]| message(json!({"configurations": ["exact", {"name": names[0]}, {"name": names[1]}], "from_scratch": []}));
+    assert_eq!(named(["a b", "a-b"]), "configurations: \"a-b\" has the folder a-b of another; give one a name: of other letters");
+    let pairs = json!({"configurations": ["exact", "local/linear", "local~linear", "local+linear"], "from_scratch": []});
+    assert!(comparison(healed(pairs)).is_ok(), "combinations have folders of their own");
     assert_eq!(message(json!({"healing": 3})), "healing: found 3, expected keys and values");
     assert!(message(json!({"healing": {"stps": 3}})).starts_with("healing.stps: unknown key, did you mean \"steps\"?"));
 }

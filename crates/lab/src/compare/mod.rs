@@ -154,6 +154,11 @@ impl Comparison {
         if let Some((_, name)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
             return Err(Error::key("configurations", format!("two are named \"{name}\"; give one a name: of its own")));
         }
+        let folders: Vec<String> = names.iter().map(|name| file_name(name)).collect();
+        if let Some((at, folder)) = folders.iter().enumerate().find(|(at, folder)| folders[..*at].contains(folder)) {
+            let message = format!("\"{}\" has the folder {folder} of another; give one a name: of other letters", names[at]);
+            return Err(Error::key("configurations", message));
+        }
         if self.follows() && self.exact().is_none() {
             return Err(Error::key("configurations", "exact is not among them, which the others start as or learn from; add exact"));
         }
@@ -332,9 +337,13 @@ pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     fs::rename(&draft, path).map_err(|error| Error::file(path, error))
 }
 
-/// A name as a folder can have it.
+/// A name as a folder can have it; combinations of two mechanisms keep names apart.
 fn file_name(name: &str) -> String {
-    let letter = |letter: char| if letter.is_ascii_alphanumeric() || "-_.".contains(letter) { letter } else { '-' };
+    let letter = |letter: char| match letter {
+        '/' => '=',
+        letter if letter.is_ascii_alphanumeric() || "-_.+~".contains(letter) => letter,
+        _ => '-',
+    };
     name.chars().map(letter).collect()
 }
 
