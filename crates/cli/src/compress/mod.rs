@@ -17,7 +17,8 @@ use std::path::PathBuf;
 /// Leave words out of a text that it can be understood without
 #[derive(Args)]
 #[command(
-    after_help = "Words stay in order and whole. What a word is worth says an encoder by how much it looks at it; a small one is part of the program.
+    after_help = "Words stay in order and whole. What a word is worth says a language model by how little it expected it (a small one is part of the
+program), or an encoder by how much it looks at it.
 
 Examples:
   regard compress --keep 0.3 chapter.txt > short.txt
@@ -37,7 +38,7 @@ pub struct Compress {
     /// What a word is worth; by default attention, and self-information with a causal model
     #[arg(long, value_enum)]
     method: Option<By>,
-    /// Folder or hub name of an encoder, or the folder of a run of regard train on language; an encoder that is part of the program by default
+    /// Folder or hub name of an encoder, or the folder of a run of regard train on language; a small language model that is part of the program by default
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<String>,
     /// What the text will be asked; words of sentences that are near to it count more

@@ -84,11 +84,10 @@ pub fn joined(text: &str, words: &[Word], kept: &[bool]) -> String {
 
 /// What stands between the first and the last of some words in place of the others.
 fn divider(text: &str, words: &[Word]) -> &'static str {
-    let mut gaps = words.windows(2).map(|pair| &text[pair[0].span.end..pair[1].span.start]);
-    let all = || words.windows(2).map(|pair| &text[pair[0].span.end..pair[1].span.start]);
-    if all().any(is_blank_line) {
+    let gaps = || words.windows(2).map(|pair| &text[pair[0].span.end..pair[1].span.start]);
+    if gaps().any(is_blank_line) {
         "\n\n"
-    } else if gaps.any(|gap| gap.contains('\n')) {
+    } else if gaps().any(|gap| gap.contains('\n')) {
         "\n"
     } else {
         " "
