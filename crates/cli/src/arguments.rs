@@ -7,6 +7,9 @@ use regard_core::Par;
 use regard_core::simd::Level;
 use std::path::{Path, PathBuf};
 
+/// Bytes of a thread's stack: what a program's first thread has.
+const STACK: usize = 8 << 20;
+
 /// How a verb computes.
 #[derive(Args)]
 pub struct Execution {
@@ -27,19 +30,18 @@ enum Device {
 }
 
 impl Execution {
-    /// Builds the pool of threads and settles the level.
-    pub fn par(&self) -> Result<Par, Failure> {
+    /// Starts the threads, settles the level, and does the work on one of the threads: from outside, every operation would
+    /// have to wake them.
+    pub fn on_pool<T: Send>(&self, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
         let Device::Cpu = self.device;
         let level = self.level.unwrap_or_else(Level::detect);
         if !level.is_available() {
             return Err(Failure::Usage(format!("level {level} is not available: this processor has {}", Level::detect())));
         }
-        if let Some(threads) = self.threads {
-            let pool = ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
-            pool.map_err(|error| Failure::Usage(format!("cannot start {threads} threads: {error}")))?;
-        }
+        let pool = ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0).into()).stack_size(STACK).build_global();
+        pool.map_err(|error| Failure::Usage(format!("cannot start threads: {error}")))?;
         Par::cap(level);
-        Ok(Par::default().level(level))
+        regard_core::on_pool(work)
     }
 }
 

@@ -60,6 +60,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     panic::set_hook(Box::new(report_bug));
     let verb = Cli::parse().verb;
     match panic::catch_unwind(AssertUnwindSafe(|| run(verb))) {
@@ -73,13 +74,13 @@ fn run(verb: Verb) -> Result<(), Failure> {
     output::remove_drafts_when_stopped()?;
     match verb {
         Verb::List(list) => list::run(&list),
-        Verb::Attend(attend) => attend::run(&attend),
-        Verb::Bench(bench) => bench::run(&bench),
-        Verb::Embed(embed) => embed::run(&embed),
-        Verb::Compress(compress) => compress::run(&compress),
-        Verb::Train(train) => lab::train::run(&train),
-        Verb::Eval(eval) => lab::eval::run(&eval),
-        Verb::Compare(compare) => lab::compare::run(&compare),
+        Verb::Attend(attend) => attend.execution.on_pool(|| attend::run(&attend)),
+        Verb::Bench(bench) => bench.execution.on_pool(|| bench::run(&bench)),
+        Verb::Embed(embed) => embed.execution.on_pool(|| embed::run(&embed)),
+        Verb::Compress(compress) => compress.execution.on_pool(|| compress::run(&compress)),
+        Verb::Train(train) => train.execution.on_pool(|| lab::train::run(&train)),
+        Verb::Eval(eval) => eval.execution.on_pool(|| lab::eval::run(&eval)),
+        Verb::Compare(compare) => compare.execution.on_pool(|| lab::compare::run(&compare)),
         Verb::Report(report) => report::run(&report),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

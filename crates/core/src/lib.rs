@@ -39,7 +39,7 @@ mod view;
 pub use error::Error;
 pub use half::{bf16, f16};
 pub use intervals::Intervals;
-pub use par::Par;
+pub use par::{Par, on_pool};
 pub use problem::{Dims, Dropout, Gradients, Output, Problem, Saved, Scores, alibi_slopes};
 pub use sight::{Alignment, Sight};
 pub use view::{Element, Strided, StridedMut, View, ViewMut};

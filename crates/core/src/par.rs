@@ -1,5 +1,7 @@
 //! How a call runs: at which level, on how many threads.
 
+mod awake;
+
 use crate::simd::Level;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -64,13 +66,26 @@ impl Par {
         if threads <= 1 {
             return work(&counter);
         }
-        rayon::scope(|scope| {
+        let ended = AtomicUsize::new(1);
+        // In place: a caller outside the pool works, too, instead of waiting to be woken.
+        rayon::in_place_scope(|scope| {
+            let call = awake::Call::begin(threads - 1);
             for _ in 1..threads {
-                scope.spawn(|_| work(&counter));
+                scope.spawn(|_| {
+                    work(&counter);
+                    ended.fetch_add(1, Ordering::Release);
+                });
             }
             work(&counter);
+            call.until(|| ended.load(Ordering::Acquire) == threads);
         });
     }
+}
+
+/// Does `work` on a thread of the pool. A call from outside works on its own thread beside the pool's, so that a pool of as many threads
+/// as there are cores has one too many: a training loop, or whatever calls operations in turn, is faster on the pool.
+pub fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
 }
 
 /// Hands out `0..end` in order, each number once.

@@ -1,7 +1,7 @@
 //! Borrowed four-dimensional tensors `[B, H, N, D]` with strides, and outputs whose rows threads claim in pieces.
 
 use crate::Error;
-use crate::simd::Lanes;
+use crate::simd::{LINE, Lanes, MOST_LANES};
 use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -490,9 +490,9 @@ impl SharedRows<'_> {
     /// Writes `row(i)` to the i-th row of a piece, rounded to the storage type.
     pub(crate) fn write<'v>(&self, b: usize, h: usize, piece: usize, row: impl Fn(usize) -> &'v [f32]) {
         match self {
-            SharedRows::F32(rows) => rows.claim(b, h, piece).write(row),
-            SharedRows::Bf16(rows) => rows.claim(b, h, piece).write(row),
-            SharedRows::F16(rows) => rows.claim(b, h, piece).write(row),
+            SharedRows::F32(rows) => rows.sheet(b, h, piece).write(row),
+            SharedRows::Bf16(rows) => rows.sheet(b, h, piece).write(row),
+            SharedRows::F16(rows) => rows.sheet(b, h, piece).write(row),
         }
     }
 }
@@ -559,11 +559,8 @@ impl<'a, T> DisjointRows<'a, T> {
         tiles
     }
 
-    /// The rows of one piece of head `h`, until the claim is dropped.
-    ///
-    /// # Panics
-    /// If another claim on them is alive.
-    pub(crate) fn claim(&self, b: usize, h: usize, piece: usize) -> Claim<'_, T> {
+    /// A claim, and what has to fill its rows before they are values.
+    fn take(&self, b: usize, h: usize, piece: usize) -> (ManuallyDrop<Claim<'_, T>>, Option<Fill<T>>) {
         let [batch, heads, ..] = self.shape;
         assert!(b < batch && h < heads, "no such head");
         let rows = self.pieces[piece].clone();
@@ -577,10 +574,25 @@ impl<'a, T> DisjointRows<'a, T> {
         let start = self.start.wrapping_add(offset + rows.start * self.strides[2]);
         // Not dropped, so never free, if filling it panics.
         let claim = ManuallyDrop::new(Claim { start, rows: rows.len(), width, stride: self.strides[2], state, borrow: PhantomData });
-        if let (UNTOUCHED, Some((_, fill))) = (before, &self.fresh) {
-            claim.fill(*fill);
+        (claim, self.fresh.as_ref().filter(|_| before == UNTOUCHED).map(|(_, fill)| *fill))
+    }
+
+    /// The rows of one piece of head `h`, until the claim is dropped.
+    ///
+    /// # Panics
+    /// If another claim on them is alive.
+    pub(crate) fn claim(&self, b: usize, h: usize, piece: usize) -> Claim<'_, T> {
+        let (claim, fill) = self.take(b, h, piece);
+        if let Some(fill) = fill {
+            claim.fill(fill);
         }
         ManuallyDrop::into_inner(claim)
+    }
+
+    /// [`DisjointRows::claim`] of rows that are written once, from end to end, so that fresh memory need not be filled beforehand.
+    pub(crate) fn sheet(&self, b: usize, h: usize, piece: usize) -> Sheet<'_, T> {
+        let (claim, fill) = self.take(b, h, piece);
+        Sheet { claim, open: fill.map(|fill| (fill, Strip { columns: 0..0, row: 0 })) }
     }
 }
 
@@ -665,10 +677,105 @@ impl<T> Claim<'_, T> {
     }
 }
 
-impl<T: Element> Claim<'_, T> {
+/// A piece of rows that is written once. Fresh memory is written strip of columns by strip, every strip from its first row to
+/// its last; where that is not brought to an end, the piece is filled when the sheet is dropped.
+#[derive(Debug)]
+pub(crate) struct Sheet<'a, T> {
+    claim: ManuallyDrop<Claim<'a, T>>,
+    /// While fresh memory is left: what fills it, and where writing stands.
+    open: Option<(Fill<T>, Strip)>,
+}
+
+#[derive(Debug)]
+struct Strip {
+    columns: Range<usize>,
+    /// The next row.
+    row: usize,
+}
+
+impl<T: Copy + Default> Sheet<'_, T> {
+    /// Columns of a row, all of which are written now.
+    ///
+    /// # Panics
+    /// If fresh memory is written in another order.
+    #[inline(always)]
+    pub(crate) fn part(&mut self, row: usize, columns: Range<usize>) -> &mut [T] {
+        let Claim { start, rows, width, stride, .. } = *self.claim;
+        assert!(row < rows && columns.start <= columns.end && columns.end <= width, "a part of row {row}, {columns:?}, lies outside");
+        let first = start.wrapping_add(row * stride + columns.start);
+        if let Some((_, strip)) = &mut self.open {
+            // SAFETY: as for [`Claim::row`], of memory that need not hold values.
+            #[allow(unsafe_code)]
+            clear::<T>(unsafe { std::slice::from_raw_parts_mut(first.cast(), columns.len()) });
+            if strip.advance(row, &columns, rows) == width {
+                self.open = None;
+            }
+        }
+        // SAFETY: as for [`Claim::row`]; the part was written just now, or before the claim was made.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(first, columns.len())
+        }
+    }
+}
+
+impl Strip {
+    /// Steps over columns of a row, of so many; the columns that are finished.
+    #[inline(always)]
+    fn advance(&mut self, row: usize, columns: &Range<usize>, rows: usize) -> usize {
+        let expected = if self.row == 0 { self.columns.end == columns.start } else { self.columns == *columns };
+        assert!(self.row == row && expected, "fresh memory is written strip by strip, from the first row on");
+        self.columns = columns.clone();
+        self.row = if row + 1 == rows { 0 } else { row + 1 };
+        if self.row == 0 { columns.end } else { columns.start }
+    }
+}
+
+/// Writes a value to every place, a register at a time.
+#[inline(always)]
+fn clear<T: Copy + Default>(memory: &mut [MaybeUninit<T>]) {
+    let (whole, rest) = memory.as_chunks_mut::<MOST_LANES>();
+    for part in whole {
+        part.write_copy_of_slice(&[T::default(); MOST_LANES]);
+    }
+    for place in rest {
+        place.write(T::default());
+    }
+}
+
+impl<T: Element> Sheet<'_, T> {
+    /// Writes `row(i)` to the i-th row, rounded.
     fn write<'v>(mut self, row: impl Fn(usize) -> &'v [f32]) {
-        for i in 0..self.rows() {
-            T::narrow(row(i), self.row(i));
+        for i in 0..self.claim.rows {
+            let width = self.claim.width;
+            T::narrow(row(i), self.part(i, 0..width));
+        }
+    }
+}
+
+impl<T> Sheet<'_, T> {
+    /// Asks for the memory of columns that will be written soon.
+    #[inline(always)]
+    pub(crate) fn ahead<S: Lanes>(&self, s: S, row: usize, columns: Range<usize>) {
+        let claim = &self.claim;
+        if row < claim.rows {
+            let first = claim.start.wrapping_add(row * claim.stride);
+            for column in columns.step_by(LINE * size_of::<f32>() / size_of::<T>()) {
+                s.prefetch(first.wrapping_add(column));
+            }
+        }
+    }
+}
+
+impl<T> Drop for Sheet<'_, T> {
+    fn drop(&mut self) {
+        if let Some((fill, _)) = self.open.take() {
+            self.claim.fill(fill);
+        }
+        // SAFETY: it is not used again.
+        #[allow(unsafe_code)]
+        unsafe {
+            ManuallyDrop::drop(&mut self.claim);
         }
     }
 }
@@ -772,6 +879,40 @@ mod tests {
             .collect();
         assert_eq!(values, expected);
         assert!(StridedMut::fresh(&mut values, [1, 2, 3, 4], [24, 4, 9, 1], "o").is_err());
+    }
+
+    /// Writes `rows` rows of a strip, the number of their column in each place.
+    fn write_strip(sheet: &mut Sheet<'_, f32>, rows: usize, columns: Range<usize>) {
+        for row in 0..rows {
+            let lanes: [f32; 8] = std::array::from_fn(|i| (columns.start + i) as f32);
+            let part = sheet.part(row, columns.clone());
+            let count = part.len();
+            part.copy_from_slice(&lanes[..count]);
+        }
+    }
+
+    #[test]
+    fn a_sheet_that_is_written_needs_no_zeros_and_one_that_is_not_gets_them() {
+        let (mut values, pieces, columns) = (Vec::new(), [0..2, 2..3], [0..12]);
+        let mut out = StridedMut::fresh(&mut values, [1, 1, 3, 12], [36, 36, 12, 1], "o").unwrap();
+        let tiles = DisjointRows::tiles(&mut out, &pieces, &columns);
+        let mut sheet = tiles.sheet(0, 0, 0);
+        write_strip(&mut sheet, 2, 0..8);
+        write_strip(&mut sheet, 2, 8..12);
+        drop(sheet);
+        write_strip(&mut tiles.sheet(0, 0, 1), 1, 0..8);
+        drop(tiles);
+        let row: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        assert_eq!(values, [&row[..], &row, &[0.0; 12]].concat());
+    }
+
+    #[test]
+    #[should_panic(expected = "strip by strip")]
+    fn fresh_memory_is_not_written_out_of_order() {
+        let (mut values, pieces) = (Vec::new(), [0..2]);
+        let mut out = StridedMut::fresh(&mut values, [1, 1, 2, 8], [16, 16, 8, 1], "o").unwrap();
+        let rows = DisjointRows::new(&mut out, &pieces);
+        rows.sheet(0, 0, 0).part(1, 0..8);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod definitions;
 
 use common::{Random, levels};
 use definitions::{Array, Define, Real};
+use regard_core::rows::linear::WeightGradient;
 use regard_core::rows::{
     Activation, Labels, Linear, Matrix, MatrixMut, Norm, Pairing, Rotary, Turns, activation, cross_entropy, embedding, linear, norm,
     softmax, swiglu,
@@ -375,11 +376,20 @@ impl Kernel for definitions::LinearBack {
         let (weight, strides) = stored(self.0, &x[1], [outputs, width]);
         let weight = Matrix::strided(&weight, 0, [outputs, width], strides, "weight")?;
         let [dx, dweight, dbias] = y else { panic!("three outputs") };
-        let mut gradients =
-            linear::Gradients { dx: Some(&mut out(dx, shape)), dweight: Some(&mut out(dweight, [outputs, width])), dbias: Some(dbias) };
         let (dy, z) = (matrix(&x[2], [rows, outputs]), matrix(&x[3], [rows, outputs]));
         let map = Linear::new(weight, None).activation(self.0.activation);
-        map.backward(&matrix(&x[0], shape), (&dy, Some(&z)), &mut gradients, par)
+        let mut turned = dweight.clone();
+        let (mut straight, mut transposed) = (out(dweight, [outputs, width]), out(&mut turned, [width, outputs]));
+        let place = match self.0.transposed {
+            true => WeightGradient::Transposed(&mut transposed),
+            false => WeightGradient::Straight(&mut straight),
+        };
+        let mut gradients = linear::Gradients { dx: Some(&mut out(dx, shape)), dweight: Some(place), dbias: Some(dbias) };
+        map.backward(&matrix(&x[0], shape), (&dy, Some(&z)), &mut gradients, par)?;
+        if self.0.transposed {
+            *dweight = (0..outputs).flat_map(|o| turned[o..].iter().step_by(outputs)).copied().collect();
+        }
+        Ok(())
     }
 }
 

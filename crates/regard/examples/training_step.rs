@@ -19,8 +19,8 @@ use regard::{Attention, AttentionLayer, AttentionLayerConfig, Error};
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-/// A step makes and drops a few hundred megabytes of tensors. The system's allocator hands memory back in between, and every step
-/// then asks for it again, page by page.
+/// A step makes and drops a few hundred megabytes of tensors. The system's allocator hands memory back in between, mimalloc does so
+/// after ten milliseconds, and every step then asks for it again, page by page: here it is kept for a second.
 #[global_allocator]
 static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -215,6 +215,15 @@ fn serve(mut training: Training) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // SAFETY: the option (how many milliseconds freed memory is kept) is a number, set before there is a second thread.
+    #[allow(unsafe_code)]
+    unsafe {
+        libmimalloc_sys::mi_option_set(15, 1000);
+    }
+    regard::on_pool(|| run().map_err(|error| error.to_string())).map_err(Into::into)
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut training = Training::new(arguments.iter().any(|argument| argument == "--plain"))?;
     if arguments.iter().any(|argument| argument == "--serve") {

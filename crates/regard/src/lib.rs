@@ -35,5 +35,5 @@ pub use error::Error;
 pub use layer::{Aside, AttentionLayer, AttentionLayerConfig, Codes, LayerInput, Passage, Passed};
 pub use packed::Packed;
 pub use regard_core::mechanism::{Mechanism, Pass};
-pub use regard_core::{Alignment, Dropout, mechanism};
+pub use regard_core::{Alignment, Dropout, mechanism, on_pool};
 pub use tally::Tally;

@@ -88,7 +88,7 @@ pub struct Bench {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
-    execution: Execution,
+    pub execution: Execution,
     #[command(flatten)]
     json: Json,
 }
@@ -180,7 +180,7 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
     let target = JsonTarget::new(bench.json.path())?;
     let csv = bench.csv.as_deref().map(Draft::beside).transpose()?;
     plan.check_room()?;
-    let par = bench.execution.par()?;
+    let par = Par::default();
     let bar = plan.progress();
     bar.set_message("the machine's ceilings");
     let mut log = bench.log(Inputs::of(&plan), par)?;

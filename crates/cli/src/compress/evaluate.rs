@@ -1,6 +1,6 @@
 //! `regard eval --task compression`: what is left of texts when words are left out, by every method at every share.
 
-use crate::arguments::{Execution, Json};
+use crate::arguments::Json;
 use crate::failure::Failure;
 use crate::lab::{describe, origin, page_draft, refuse as refuse_lab, write_page};
 use crate::output::{self, JsonTarget};
@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use regard_compress::evaluate::{Contender, Measured, accuracies, cosines, facts_kept, planted};
 use regard_compress::read::{EncoderReader, Reader, RunReader};
 use regard_compress::{Compressor, Frequencies, Method, Options};
+use regard_core::Par;
 use regard_lab::experiment::Experiment;
 use regard_lab::task::Split;
 use regard_lab::train::load_kept;
@@ -60,8 +61,8 @@ struct Contest<'a> {
 type Measure<'a> = dyn Fn((&Contender, &[f64])) -> Result<Vec<Measured>, regard_compress::Error> + 'a;
 
 /// Measures, prints a table, writes the record and the page.
-pub fn run(sources: &Sources, (json, execution): (&Json, &Execution)) -> Result<(), Failure> {
-    let par = execution.par()?;
+pub fn run(sources: &Sources, json: &Json) -> Result<(), Failure> {
+    let par = Par::default();
     let target = JsonTarget::new(json.path())?;
     let page = page_draft(sources.report.as_ref())?;
     if sources.classifier.is_none() && sources.books.is_empty() {

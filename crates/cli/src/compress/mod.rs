@@ -66,7 +66,7 @@ pub struct Compress {
     #[arg(value_name = "FILE|-")]
     files: Vec<PathBuf>,
     #[command(flatten)]
-    execution: Execution,
+    pub execution: Execution,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -92,7 +92,6 @@ impl From<By> for Method {
 
 /// Reads, chooses, writes, passage by passage.
 pub fn run(compress: &Compress) -> Result<(), Failure> {
-    compress.execution.par()?;
     let options = compress.options()?;
     let mut writer = Writer::new(compress.format, compress.output.as_deref())?;
     let inputs = Input::all(&compress.files)?;

@@ -56,7 +56,7 @@ pub struct Embed {
     #[arg(value_name = "FILE|-")]
     files: Vec<PathBuf>,
     #[command(flatten)]
-    execution: Execution,
+    pub execution: Execution,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -76,7 +76,6 @@ impl From<Pool> for Pooling {
 
 /// Reads, encodes, writes.
 pub fn run(embed: &Embed) -> Result<(), Failure> {
-    embed.execution.par()?;
     let mut sink = Sink::new(embed.output.as_deref(), embed.ids)?;
     let texts = Texts::read(&embed.files)?;
     let (mechanism, reducer) = Chosen::pair(&embed.mechanism, embed.reducer.as_deref(), &embed.set)?;

@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::memory::peak_during;
 use crate::output::{self, JsonTarget};
 use clap::Args;
+use regard_core::Par;
 use regard_lab::compare::{Compared, Watch as Watched};
 use regard_lab::experiment::{Contest, folder_of};
 use regard_lab::record;
@@ -60,7 +61,7 @@ pub struct Compare {
     #[command(flatten)]
     pub(super) json: Json,
     #[command(flatten)]
-    pub(super) execution: Execution,
+    pub execution: Execution,
 }
 
 /// Trains everything, measures everything, and leaves a record.
@@ -68,7 +69,7 @@ pub fn run(compare: &Compare) -> Result<(), Failure> {
     if let Some(model) = &compare.model {
         return swap::run(compare, model);
     }
-    let par = compare.execution.par()?;
+    let par = Par::default();
     let target = JsonTarget::new(compare.json.path())?;
     let page = page_draft(compare.report.as_ref())?;
     let contest = compare.contest()?;

@@ -48,7 +48,7 @@ pub struct Eval {
     #[command(flatten)]
     json: Json,
     #[command(flatten)]
-    execution: Execution,
+    pub execution: Execution,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -77,12 +77,11 @@ impl Part {
 pub fn run(eval: &Eval) -> Result<(), Failure> {
     match (&eval.task, &eval.run) {
         (None, Some(run)) => of_run(eval, run),
-        _ => evaluate::run(&eval.sources, (&eval.json, &eval.execution)),
+        _ => evaluate::run(&eval.sources, &eval.json),
     }
 }
 
 fn of_run(eval: &Eval, run: &Path) -> Result<(), Failure> {
-    eval.execution.par()?;
     let target = JsonTarget::new(eval.json.path())?;
     let mut experiment = Experiment::reopen(run).map_err(refuse)?;
     if let Some(name) = &eval.attention {

@@ -6,6 +6,7 @@ use super::{describe, origin, page_draft, refuse, table, write_page};
 use crate::embed::texts::Texts;
 use crate::failure::{Failure, warn};
 use crate::output::{self, JsonTarget};
+use regard_core::Par;
 use regard_core::reduce::Reducer;
 use regard_lab::compare::{Agreement, agreements, fitting, swapped};
 use regard_lab::experiment::{Experiment, is_run};
@@ -21,7 +22,7 @@ const TOGETHER: usize = 2048;
 
 /// Measures everything and leaves a record.
 pub fn run(compare: &Compare, model: &Path) -> Result<(), Failure> {
-    let par = compare.execution.par()?;
+    let par = Par::default();
     let target = JsonTarget::new(compare.json.path())?;
     let page = page_draft(compare.report.as_ref())?;
     let named = named(&compare.attention, &compare.set)?;

@@ -6,6 +6,7 @@ use crate::arguments::{Execution, Json};
 use crate::failure::Failure;
 use crate::output::{self, JsonTarget};
 use clap::Args;
+use regard_core::Par;
 use regard_lab::compare::Finished;
 use regard_lab::experiment::{Experiment, folder_of};
 use regard_lab::record::training_run;
@@ -46,12 +47,12 @@ pub struct Train {
     #[command(flatten)]
     json: Json,
     #[command(flatten)]
-    execution: Execution,
+    pub execution: Execution,
 }
 
 /// Trains, evaluates on the test split, and leaves a record.
 pub fn run(train: &Train) -> Result<(), Failure> {
-    let par = train.execution.par()?;
+    let par = Par::default();
     let target = JsonTarget::new(train.json.path())?;
     let page = page_draft(train.report.as_ref())?;
     let section = section(&train.config, &train.set)?;

@@ -305,7 +305,7 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
             let mut sums = [[s.zero(); 4]; Q];
             for d in (0..width).step_by(S::N) {
                 for key in 0..4 {
-                    s.prefetch(four, (key + AHEAD) * stride + d);
+                    s.prefetch(four.as_ptr().wrapping_add((key + AHEAD) * stride + d));
                     let x = T::load(s, &four[key * stride + d..]);
                     for (i, sums) in sums.iter_mut().enumerate() {
                         sums[key] = s.mul_add(s.load(&q[i * padded + d..]), x, sums[key]);
@@ -440,7 +440,7 @@ fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
     for slot in 0..count {
         let row = &rows[slot * stride..];
         for c in 0..C {
-            s.prefetch(row, AHEAD * stride + c * S::N);
+            s.prefetch(row.as_ptr().wrapping_add(AHEAD * stride + c * S::N));
             let x = T::load(s, &row[c * S::N..]);
             for (i, sums) in sums.iter_mut().enumerate() {
                 sums[c] = s.mul_add(s.splat(weights[i][slot]), x, sums[c]);

@@ -4,12 +4,9 @@ use super::dropout::Mask;
 use super::plan::{Facts, KeyList, Keys};
 use crate::Problem;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Lanes, Rows};
+use crate::simd::{Aligned, LINE, Lanes, Rows};
 use crate::view::View;
 use std::ops::Range;
-
-/// Values of f32 in a cache line.
-const LINE: usize = 16;
 
 /// Keys in working form: what is known of them, and their rows of K and V, padded to whole tiles where tiles read them.
 #[derive(Debug, Clone, Copy)]
@@ -119,7 +116,7 @@ pub(super) fn prefetch<S: Lanes>(s: S, view: &View<'_>, [b, g]: [usize; 2], keys
         let row = keys.plan.row(keys.list, i);
         let Some((data, _)) = view.rows(b, g, row..row + 1) else { return };
         for at in (0..data.len()).step_by(LINE) {
-            s.prefetch(data, at);
+            s.prefetch(&raw const data[at]);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::Par;
 use crate::par::Jobs;
 use crate::rows::matrix::Matrix;
 use crate::rows::sweep::{Sweep, blocks, sweep};
-use crate::simd::{Aligned, Along, Lanes, Rows, Task, dispatch, product};
+use crate::simd::{Aligned, Along, LINE, Lanes, Rows, Task, dispatch, product};
 use crate::view::{DisjointRows, Element, StridedMut};
 use std::ops::Range;
 
@@ -16,8 +16,6 @@ use std::ops::Range;
 const JOB: usize = 128;
 /// Rows of zeros behind the last one, for tiles that reach beyond it.
 const SPARE: usize = 32;
-/// The most registers that a width is padded to.
-const LINE: usize = 16;
 
 /// What is kept of the cosines of one row.
 pub(super) trait Fold: Sync {

@@ -4,12 +4,12 @@
 //! Backward, from `dz = f'(z) dy`: `dx = dz W`, `dW = dzᵀ x`, `db = Σ dz`. With an activation z must have been written by the
 //! forward pass, and `dz` is the one array that is made, in f32; without one it is `dy`.
 
-use super::curve::{Activation, Curve, each_curve};
+use super::curve::{Activation, Curve, Line, each_curve};
 use super::matrix::{Matrix, MatrixMut, check_length};
-use super::multiply::{Block, Finish, Grid, multiply};
+use super::multiply::{BLOCK, Block, Finish, Grid, multiply};
 use super::sweep::{Sweep, blocks, load, pieces, store, sweep};
 use crate::simd::{Aligned, Lanes, Rows};
-use crate::view::{Claim, DisjointRows, Element};
+use crate::view::{DisjointRows, Element, Sheet};
 use crate::{Error, Par};
 use std::ops::Range;
 
@@ -63,7 +63,7 @@ impl<'a, W: Element> Linear<'a, W> {
     ) -> Result<(), Error> {
         let shape = self.check(x)?;
         y.check(shape, "y")?;
-        let grid = Grid::new(shape, x.shape()[1]);
+        let grid = Grid::new(shape, x.shape()[1], par);
         let y = y.tiles(&grid.rows, &grid.columns);
         let z = match z {
             Some(z) => {
@@ -93,7 +93,7 @@ impl<'a, W: Element> Linear<'a, W> {
         let Gradients { dx, dweight, dbias } = gradients;
         dy.check(shape, "dy")?;
         dx.as_ref().map_or(Ok(()), |dx| dx.check(x.shape(), "dx"))?;
-        dweight.as_ref().map_or(Ok(()), |dweight| dweight.check(self.weight.shape(), "dweight"))?;
+        dweight.as_ref().map_or(Ok(()), |dweight| dweight.check(self.weight.shape()))?;
         dbias.as_ref().map_or(Ok(()), |dbias| check_length(dbias.len(), shape[1], "dbias"))?;
         let z = match (self.activation, z) {
             (Activation::None, _) => dy,
@@ -105,11 +105,13 @@ impl<'a, W: Element> Linear<'a, W> {
             if let Some(dbias) = dbias {
                 self.pull((dy, z), None, Some(dbias), par)?;
             }
-            return self.products(x, dy, (dx.as_deref_mut(), dweight.as_deref_mut()), par);
+            self.products(x, dy, (dx.as_deref_mut(), dweight.as_mut()), par);
+            return Ok(());
         }
         let mut dz = Vec::new();
         self.pull((dy, z), Some(&mut MatrixMut::fresh(&mut dz, shape, "dz")?), dbias.as_deref_mut(), par)?;
-        self.products(x, &Matrix::new(&dz, shape, "dz")?, (dx.as_deref_mut(), dweight.as_deref_mut()), par)
+        self.products(x, &Matrix::new(&dz, shape, "dz")?, (dx.as_deref_mut(), dweight.as_mut()), par);
+        Ok(())
     }
 
     /// `dx = dz W` and `dW = dzᵀ x`.
@@ -117,16 +119,17 @@ impl<'a, W: Element> Linear<'a, W> {
         &self,
         x: &Matrix<'_, X>,
         dz: &Matrix<'_, Z>,
-        (dx, dweight): (Option<&mut MatrixMut<'_, X>>, Option<&mut MatrixMut<'_, W>>),
+        (dx, dweight): (Option<&mut MatrixMut<'_, X>>, Option<&mut WeightGradient<'_, '_, W>>),
         par: Par,
-    ) -> Result<(), Error> {
+    ) {
         if let Some(dx) = dx {
             plain(dz, &self.weight, dx, par);
         }
-        if let Some(dweight) = dweight {
-            plain(&dz.transposed(), x, dweight, par);
+        match dweight {
+            Some(WeightGradient::Straight(dweight)) => plain(&dz.transposed(), x, dweight, par),
+            Some(WeightGradient::Transposed(dweight)) => plain(&x.transposed(), dz, dweight, par),
+            None => {}
         }
-        Ok(())
     }
 
     /// `dz = f'(z) dy` and its column sums.
@@ -159,17 +162,35 @@ impl<'a, W: Element> Linear<'a, W> {
 pub struct Gradients<'a, 'd, X, W> {
     /// `[rows, in]`.
     pub dx: Option<&'a mut MatrixMut<'d, X>>,
-    /// `[out, in]`.
-    pub dweight: Option<&'a mut MatrixMut<'d, W>>,
+    /// Of W.
+    pub dweight: Option<WeightGradient<'a, 'd, W>>,
     /// `[out]`.
     pub dbias: Option<&'a mut [W]>,
 }
 
+/// Where dW is written, in one or the other order of its dimensions.
+#[derive(Debug)]
+pub enum WeightGradient<'a, 'd, W> {
+    /// `[out, in]`.
+    Straight(&'a mut MatrixMut<'d, W>),
+    /// `[in, out]`, for weights that are stored so.
+    Transposed(&'a mut MatrixMut<'d, W>),
+}
+
+impl<W> WeightGradient<'_, '_, W> {
+    fn check(&self, [out, inputs]: [usize; 2]) -> Result<(), Error> {
+        match self {
+            WeightGradient::Straight(dweight) => dweight.check([out, inputs], "dweight"),
+            WeightGradient::Transposed(dweight) => dweight.check([inputs, out], "dweight"),
+        }
+    }
+}
+
 /// `c = a · b` and nothing else.
 fn plain<A: Element, B: Element, T: Element>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, c: &mut MatrixMut<'_, T>, par: Par) {
-    let grid = Grid::new(c.shape(), a.shape()[1]);
+    let grid = Grid::new(c.shape(), a.shape()[1], par);
     let y = c.tiles(&grid.rows, &grid.columns);
-    multiply(a, b, &grid, &Activate::<_, T, T> { curve: super::curve::Line, bias: None, y, z: None }, par);
+    multiply(a, b, &grid, &Activate::<_, T, T> { curve: Line, bias: None, y, z: None }, par);
 }
 
 struct Activate<'a, F, X, W> {
@@ -180,38 +201,62 @@ struct Activate<'a, F, X, W> {
 }
 
 /// A block of what [`Activate`] writes.
-struct Open<'a, X, W> {
-    y: Claim<'a, X>,
-    z: Option<Claim<'a, X>>,
-    bias: &'a [W],
+struct Open<'a, X> {
+    y: Sheet<'a, X>,
+    z: Option<Sheet<'a, X>>,
+    /// Zeros where there is none.
+    bias: [f32; BLOCK[1]],
 }
 
 impl<F: Curve, X: Element, W: Element> Finish for Activate<'_, F, X, W> {
     type Open<'a>
-        = Open<'a, X, W>
+        = Open<'a, X>
     where
         Self: 'a;
 
-    fn open(&self, block: &Block) -> Open<'_, X, W> {
+    fn open(&self, block: &Block) -> Open<'_, X> {
         let [row, column] = block.at;
-        let bias = self.bias.map_or(&[][..], |bias| &bias[block.columns.clone()]);
-        Open { y: self.y.claim(0, column, row), z: self.z.as_ref().map(|z| z.claim(0, column, row)), bias }
+        let mut bias = [0.0; BLOCK[1]];
+        for (to, from) in bias.iter_mut().zip(self.bias.map_or(&[][..], |bias| &bias[block.columns.clone()])) {
+            *to = from.to_f32();
+        }
+        Open { y: self.y.sheet(0, column, row), z: self.z.as_ref().map(|z| z.sheet(0, column, row)), bias }
     }
 
     #[inline(always)]
-    fn finish<S: Lanes>(&self, s: S, open: &mut Open<'_, X, W>, [rows, columns]: [Range<usize>; 2], values: Rows<'_>) {
-        let bias = if open.bias.is_empty() { open.bias } else { &open.bias[columns.clone()] };
-        for (i, row) in rows.enumerate() {
-            let (values, y) = (values.from(i).data, &mut open.y.row(row)[columns.clone()]);
-            for at in (0..y.len()).step_by(S::N) {
-                let sum = load(s, values, at, 0.0);
-                let sum = if bias.is_empty() { sum } else { s.add(sum, load(s, bias, at, 0.0)) };
-                if let Some(z) = &mut open.z {
-                    store(s, &mut z.row(row)[columns.clone()], at, sum);
-                }
-                store(s, y, at, self.curve.value(s, sum));
+    fn ahead<S: Lanes>(&self, s: S, open: &Open<'_, X>, [rows, columns]: [Range<usize>; 2]) {
+        for row in rows {
+            open.y.ahead(s, row, columns.clone());
+            if let Some(z) = &open.z {
+                z.ahead(s, row, columns.clone());
             }
         }
+    }
+
+    #[inline(always)]
+    fn finish<S: Lanes>(&self, s: S, open: &mut Open<'_, X>, [rows, columns]: [Range<usize>; 2], values: Rows<'_>) {
+        let bias = &open.bias[columns.clone()];
+        for (i, row) in rows.enumerate() {
+            let values = &values.from(i).data[..bias.len()];
+            if let Some(z) = &mut open.z {
+                add(s, Line, [values, bias], z.part(row, columns.clone()));
+            }
+            add(s, self.curve, [values, bias], open.y.part(row, columns.clone()));
+        }
+    }
+}
+
+/// `into = f(a + b)`, of one length.
+#[inline(always)]
+fn add<S: Lanes, F: Curve, X: Element>(s: S, curve: F, [a, b]: [&[f32]; 2], into: &mut [X]) {
+    let whole = into.len() / S::N * S::N;
+    let (lanes, rest) = into.split_at_mut(whole);
+    for ((a, b), into) in a.chunks_exact(S::N).zip(b.chunks_exact(S::N)).zip(lanes.chunks_exact_mut(S::N)) {
+        X::store(s, into, curve.value(s, s.add(s.load(a), s.load(b))));
+    }
+    if !rest.is_empty() {
+        let sum = s.add(load(s, &a[whole..], 0, 0.0), load(s, &b[whole..], 0, 0.0));
+        store(s, rest, 0, curve.value(s, sum));
     }
 }
 
@@ -228,11 +273,11 @@ struct Pull<'a, F, X> {
 impl<F: Curve, X: Element> Sweep for Pull<'_, F, X> {
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
-        let (mut claim, mut sums) = (self.dz.as_ref().map(|dz| dz.claim(0, 0, block)), self.sums.claim(0, 0, block));
+        let (mut sheet, mut sums) = (self.dz.as_ref().map(|dz| dz.sheet(0, 0, block)), self.sums.claim(0, 0, block));
         let sums = sums.row(0);
         for (i, row) in rows.enumerate() {
             let (dy, z) = (self.dy.row(row), self.z.row(row));
-            let mut dz = claim.as_mut().map(|dz| dz.row(i));
+            let mut dz = sheet.as_mut().map(|dz| dz.part(i, 0..dy.len()));
             for at in (0..dy.len()).step_by(S::N) {
                 let slope = s.mul(self.curve.slope(s, load(s, z, at, 0.0)), load(s, dy, at, 0.0));
                 if let Some(dz) = &mut dz {

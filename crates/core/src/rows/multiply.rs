@@ -13,23 +13,27 @@ use super::matrix::Matrix;
 use super::sweep::{load, pieces, store};
 use crate::Par;
 use crate::par::Jobs;
-use crate::simd::{Across, Aligned, Along, Lanes, Left, Rows, Task, dispatch, product};
+use crate::simd::{Across, Aligned, Along, LINE, Lanes, Left, Rows, Task, dispatch, product};
 use crate::view::{Claim, DisjointRows, Element, StridedMut};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 /// Rows, columns of a block of C at most.
-const BLOCK: [usize; 2] = [256, 256];
+pub(super) const BLOCK: [usize; 2] = [256, 256];
 /// Rows and columns of a block at least, where the number of jobs is the reason to divide.
 const SMALLEST: [usize; 2] = [64, 64];
-/// Blocks that are enough for any machine at hand.
+/// Jobs that are enough for any machine at hand.
 const JOBS: usize = 16;
+/// Jobs of a thread, so that none waits long for the others.
+const SHARE: usize = 3;
 /// Steps of k at most: a panel of B then takes 32 KB.
 const STEPS: usize = 256;
 /// Steps of k that a part has at least.
 const PART: usize = 384;
-/// Rows of a block whose sums are finished while they are in the nearest cache.
-const GROUP: usize = 64;
+/// Rows of a strip that are finished together: while they are summed, the memory of the next ones is on its way.
+const GROUP: usize = 16;
+/// Rows of B between the one that is copied and the one that is asked for.
+const AHEAD: usize = 8;
 /// Registers in a row of the tile.
 const C: usize = 2;
 /// With so many rows or fewer a product is bound by reading B, which is then read once and where it stands.
@@ -44,6 +48,9 @@ pub(super) trait Finish: Sync {
 
     /// Before the first values of a block.
     fn open(&self, block: &Block) -> Self::Open<'_>;
+
+    /// Rows and columns of the block that come after those that are summed now.
+    fn ahead<S: Lanes>(&self, _s: S, _open: &Self::Open<'_>, _tile: [Range<usize>; 2]) {}
 
     /// `values` holds rows and columns `tile`, counted from the start of the block, `stride` apart.
     fn finish<S: Lanes>(&self, s: S, open: &mut Self::Open<'_>, tile: [Range<usize>; 2], values: Rows<'_>);
@@ -70,12 +77,13 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// For C `[m,n]` and sums over `k`.
-    pub(super) fn new([m, n]: [usize; 2], k: usize) -> Self {
+    /// For C `[m,n]` and sums over `k`. The number of threads decides how small blocks are, which no sum depends on.
+    pub(super) fn new([m, n]: [usize; 2], k: usize, par: Par) -> Self {
         let mut size = [even(m, BLOCK[0]), even(n, BLOCK[1])];
         let count = |size: [usize; 2]| (m.div_ceil(size[0]) * n.div_ceil(size[1])).max(1);
         let parts = if m <= FEW { 1 } else { (JOBS / count(size)).min(k / PART).max(1) };
-        while parts == 1 && count(size) < JOBS {
+        let enough = JOBS.min(SHARE * par.threads_in_use());
+        while parts == 1 && count(size) < enough {
             let d = usize::from(size[1] > size[0]);
             if size[d] / 2 < SMALLEST[d] {
                 break;
@@ -231,12 +239,16 @@ impl<A: Element, B: Element, F: Finish> Blocks<'_, A, B, F> {
         let (c, mut open) = (scratch.c.take(strips * m * panel), self.finish.open(block));
         for steps in runs(part.clone(), size) {
             let a = left(s, self.a, [block.rows.clone(), steps.clone()], m, &mut scratch.a);
-            let b = scratch.b.take(panel * steps.len());
+            let b = scratch.b.take(block.columns.len().next_multiple_of(panel).max(panel) * steps.len());
+            s.vectorize(PackPanels { from: self.b, part: [steps.clone(), block.columns.clone()], into: b, panel });
             for (i, columns) in runs(block.columns.clone(), panel).enumerate() {
-                s.vectorize(Pack { from: self.b, part: [steps.clone(), columns.clone()], into: b, stride: panel });
+                let b = &b[i * panel * steps.len()..];
                 let strip = Strip { a, b: Rows::new(b, panel), first: steps.start == part.start, steps: steps.len() };
                 let columns = columns.start - block.columns.start..columns.end - block.columns.start;
                 for (rows, c) in runs(0..m, GROUP).zip(c[i % strips * m * panel..].chunks_mut(GROUP * panel)) {
+                    if steps.end == part.end {
+                        self.finish.ahead(s, &open, [rows.end..rows.end + GROUP, columns.clone()]);
+                    }
                     strip.add(s, rows.clone(), c);
                     if steps.end == part.end {
                         let rows = rows.start..block.rows.len().min(rows.end);
@@ -427,7 +439,9 @@ impl<T: Element> Task for Pack<'_, '_, T> {
         match from.strides() {
             [_, 1] => {
                 for (row, to) in rows.zip(into.chunks_mut(stride)) {
-                    widen(s, &from.tail(row, columns.start)[..columns.len()], to);
+                    let row = &from.tail(row, columns.start)[..columns.len()];
+                    ahead(s, row, from.strides()[0]);
+                    widen(s, row, to);
                 }
             }
             [1, _] => turn(s, from, [rows, columns], into, stride),
@@ -439,6 +453,46 @@ impl<T: Element> Task for Pack<'_, '_, T> {
                 }
             }
         }
+    }
+}
+
+/// Copies a part of B to panels, one after the other. Rows whose elements are neighbours are read once and from end to end.
+struct PackPanels<'a, 'm, T> {
+    from: &'a Matrix<'m, T>,
+    part: [Range<usize>; 2],
+    into: &'a mut [f32],
+    panel: usize,
+}
+
+impl<T: Element> Task for PackPanels<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let PackPanels { from, part: [rows, columns], into, panel } = self;
+        let size = rows.len() * panel;
+        if from.strides()[1] != 1 {
+            for (columns, into) in runs(columns, panel).zip(into.chunks_mut(size.max(1))) {
+                Pack { from, part: [rows.clone(), columns], into, stride: panel }.run::<S, R>(s);
+            }
+            return;
+        }
+        for (t, row) in rows.enumerate() {
+            let row = &from.tail(row, columns.start)[..columns.len()];
+            ahead(s, row, from.strides()[0]);
+            for (i, part) in row.chunks(panel).enumerate() {
+                widen(s, part, &mut into[i * size + t * panel..]);
+            }
+        }
+    }
+}
+
+/// Asks for the row that is copied a few rows later.
+#[inline(always)]
+fn ahead<S: Lanes, T: Element>(s: S, row: &[T], step: isize) {
+    let next = row.as_ptr().wrapping_offset(step * AHEAD as isize);
+    for at in (0..row.len()).step_by(LINE) {
+        s.prefetch(next.wrapping_add(at));
     }
 }
 

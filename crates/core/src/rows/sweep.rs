@@ -3,15 +3,13 @@
 
 use super::matrix::{Matrix, MatrixMut};
 use crate::par::Jobs;
-use crate::simd::{Aligned, Lanes, Task, dispatch};
+use crate::simd::{Aligned, Lanes, MOST_LANES, Task, dispatch};
 use crate::view::{Claim, DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
 
 /// Elements of a block: some tens of kilobytes, which stay in the cache between two passes over a row.
 const BLOCK: usize = 16_384;
-/// The most lanes that a register of any level has.
-pub(super) const MOST_LANES: usize = 16;
 /// What an element costs, in the operations that [`Par::run`] counts.
 const COST: f64 = 16.0;
 

@@ -20,6 +20,12 @@ use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
 
+/// The most lanes that a register of any level has.
+pub(crate) const MOST_LANES: usize = 16;
+
+/// Values of f32 in a cache line.
+pub(crate) const LINE: usize = 16;
+
 /// Vector registers of f32, of i32 with as many lanes, and masks over them.
 ///
 /// Code over lanes is written with loops, not with closures: a closure is compiled for the baseline, and unless the
@@ -38,8 +44,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// One bit per lane.
     type M: Copy;
 
-    /// Asks for the cache line of an element that will be read soon. A hint: it may point past the end.
-    fn prefetch<T>(self, from: &[T], at: usize);
+    /// Asks for the cache line of an element that will be read or written soon. A hint: it may point anywhere.
+    fn prefetch<T>(self, at: *const T);
 
     /// Runs `task` inside a function compiled for this level, so that everything inlined into it uses its registers.
     fn vectorize<T: Task>(self, task: T) -> T::Output;

@@ -56,7 +56,7 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _from: &[T], _at: usize) {}
+    fn prefetch<T>(self, _at: *const T) {}
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 8] {

@@ -8,7 +8,7 @@ use crate::{Error, Tally, door};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use regard_core::Par;
-use regard_core::rows::linear::Gradients;
+use regard_core::rows::linear::{Gradients, WeightGradient};
 use regard_core::rows::{Activation, Linear};
 
 /// `f(x W + b)`.
@@ -69,18 +69,16 @@ impl Operation<3> for Map {
         let dy = flex::as_rows(&step.gradient);
         typed!(x, T => {
             let mut dx = wanted[0].then(|| Rows::<T>::like(&x));
-            let [inputs, out] = flex::matrix::<T>(&weight, "weight")?.shape();
-            let mut dweight = wanted[1].then(|| Rows::<T>::new(&[out, inputs]));
+            let [_, out] = flex::matrix::<T>(&weight, "weight")?.shape();
+            let mut dweight = wanted[1].then(|| Rows::<T>::like(&weight));
             let mut dbias = wanted[2].then(|| Rows::<T>::new(&[out]));
             let (mut of_x, mut of_weight) =
                 (dx.as_mut().map(|dx| dx.matrix("dx")).transpose()?, dweight.as_mut().map(|dweight| dweight.matrix("dweight")).transpose()?);
-            let mut gradients = Gradients { dx: of_x.as_mut(), dweight: of_weight.as_mut(), dbias: dbias.as_mut().map(Rows::slice) };
+            let mut gradients = Gradients { dx: of_x.as_mut(), dweight: of_weight.as_mut().map(WeightGradient::Transposed), dbias: dbias.as_mut().map(Rows::slice) };
             let z = step.saved.as_ref().map(|z| flex::matrix(z, "z")).transpose()?;
             let from = (&flex::matrix(&dy, "dy")?, z.as_ref());
             self.kernel::<T>(&weight, None)?.backward(&flex::matrix::<T>(&x, "x")?, from, &mut gradients, Par::default())?;
-            // The kernel writes [out, in]; Burn's weight is its transpose, a view.
-            let dweight = dweight.map(|dweight| dweight.into_tensor().transpose(0, 1));
-            Ok([dx.map(Rows::into_tensor), dweight, dbias.map(Rows::into_tensor)])
+            Ok([dx.map(Rows::into_tensor), dweight.map(Rows::into_tensor), dbias.map(Rows::into_tensor)])
         })
     }
 }

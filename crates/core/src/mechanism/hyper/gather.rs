@@ -3,16 +3,13 @@
 use super::blocks::{Arranged, Visit};
 use super::draw::Drawn;
 use crate::mechanism::owned::Owned;
-use crate::simd::{Aligned, Lanes, Level, Task, dispatch};
+use crate::simd::{Aligned, LINE, Lanes, Level, Task, dispatch};
 use crate::view::{DisjointRows, Strided, StridedMut, View};
 use crate::{Dims, Par, Problem, Scores, Sight};
 use std::ops::Range;
 
 /// Rows asked for ahead of the one that is copied.
 const AHEAD: usize = 8;
-/// Values of f32 in a cache line.
-const LINE: usize = 16;
-
 /// Copies rows of a head one after the other, as f32.
 pub(super) fn gather(level: Level, view: &View<'_>, head: [usize; 2], rows: &[u32], into: &mut [f32]) {
     dispatch(level, Gather { view, head, rows, into });
@@ -37,7 +34,7 @@ impl Task for Gather<'_> {
                 && let Some((data, _)) = self.view.rows(b, h, next as usize..next as usize + 1)
             {
                 for at in (0..data.len()).step_by(LINE) {
-                    s.prefetch(data, at);
+                    s.prefetch(&raw const data[at]);
                 }
             }
             self.view.widen_row(s, [b, h, row as usize], into);
