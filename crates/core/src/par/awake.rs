@@ -84,3 +84,54 @@ impl Drop for Counted {
         THREADS.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Par;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// Work that is shared among threads, with more of it inside.
+    fn nested() -> usize {
+        let sum = AtomicUsize::new(0);
+        Par::default().run(8, 1e9, |jobs| {
+            while let Some(job) = jobs.take() {
+                Par::default().run(4, 1e9, |jobs| {
+                    while let Some(inner) = jobs.take() {
+                        sum.fetch_add(job * 4 + inner, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        sum.into_inner()
+    }
+
+    #[test]
+    fn every_job_is_done_once_and_threads_are_given_back() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        pool.install(|| {
+            for _ in 0..200 {
+                assert_eq!(nested(), (0..32).sum());
+            }
+            assert_eq!(CALLING.get(), 0);
+        });
+        drop(pool);
+        // Other tests have threads awake, too, but not all the time.
+        let given_back = (0..10_000).any(|_| {
+            thread::sleep(Duration::from_millis(1));
+            THREADS.load(Ordering::Relaxed) == 0
+        });
+        assert!(given_back, "threads look for work for ever");
+    }
+
+    #[test]
+    fn a_panic_leaves_the_count_of_calls_as_it_was() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| {
+            let panicked = catch_unwind(AssertUnwindSafe(|| Par::default().run(2, 1e9, |_| panic!("on purpose"))));
+            assert!(panicked.is_err());
+            assert_eq!(CALLING.get(), 0);
+            assert_eq!(nested(), (0..32).sum());
+        });
+    }
+}
