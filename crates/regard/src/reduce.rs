@@ -76,7 +76,7 @@ pub fn reduce(reducer: &Reducer, packed: &Packed, shown: &Shown, layer: usize) -
 }
 
 fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().iter::<f32>().collect()
+    x.into_data().convert::<f32>().try_into_vec::<f32>().expect("it was converted")
 }
 
 /// The rows that go on, `[T', E]`: each the size-weighted mean of those that went to it.

@@ -18,7 +18,7 @@ use super::chunks::Chunks;
 use super::dbias;
 use super::live::{Live, Passing};
 use super::pack::{self, Packed, Spare, Use};
-use super::plan::{Class, Facts, KeyList, Keys, Plan};
+use super::plan::{Facts, KeyList, Keys, Plan};
 use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Tile, Variant};
 use super::softmax::{add_product, bounds};
 use crate::par::Jobs;
@@ -766,21 +766,17 @@ impl Tiles<'_> {
     #[inline(always)]
     fn fill<S: Lanes, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, upstream: &Upstream<'_>, tiles: Range<usize>) {
         let positions = bounds(meeting.positions);
-        let mut start = tiles.start;
-        while start < tiles.end {
-            let kind = meeting.facts.class(start, positions) == Class::Full;
-            let mut end = start + 1;
-            while end < tiles.end && (meeting.facts.class(end, positions) == Class::Full) == kind {
-                end += 1;
+        let mut left = tiles;
+        while !left.is_empty() {
+            let (run, full) = meeting.facts.run(left.clone(), positions);
+            left.start = run.end;
+            match (full, meeting.extras.biased, meeting.extras.rich) {
+                (_, _, true) => self.fill_run::<S, R, Rich>(s, meeting, upstream, run),
+                (true, false, _) => self.fill_run::<S, R, Plain>(s, meeting, upstream, run),
+                (false, false, _) => self.fill_run::<S, R, Masked>(s, meeting, upstream, run),
+                (true, true, _) => self.fill_run::<S, R, Biased>(s, meeting, upstream, run),
+                (false, true, _) => self.fill_run::<S, R, MaskedBiased>(s, meeting, upstream, run),
             }
-            match (kind, meeting.extras.biased, meeting.extras.rich) {
-                (_, _, true) => self.fill_run::<S, R, Rich>(s, meeting, upstream, start..end),
-                (true, false, _) => self.fill_run::<S, R, Plain>(s, meeting, upstream, start..end),
-                (false, false, _) => self.fill_run::<S, R, Masked>(s, meeting, upstream, start..end),
-                (true, true, _) => self.fill_run::<S, R, Biased>(s, meeting, upstream, start..end),
-                (false, true, _) => self.fill_run::<S, R, MaskedBiased>(s, meeting, upstream, start..end),
-            }
-            start = end;
         }
     }
 

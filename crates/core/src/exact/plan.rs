@@ -240,6 +240,14 @@ impl Facts {
         start..end
     }
 
+    /// The tiles at the front of some that queries at these positions see in full, or none of which they do; and which of the two.
+    #[inline(always)]
+    pub(super) fn run(&self, tiles: Range<usize>, positions: (i32, i32)) -> (Range<usize>, bool) {
+        let full = |tile| self.class(tile, positions) == Class::Full;
+        let (start, kind) = (tiles.start, full(tiles.start));
+        (start..(start + 1..tiles.end).find(|&tile| full(tile) != kind).unwrap_or(tiles.end), kind)
+    }
+
     /// Forgets all keys.
     pub(super) fn clear(&mut self) {
         self.count = 0;

@@ -4,7 +4,7 @@
 
 use super::pack::{self, Use};
 use super::plan::{BLOCK, Facts, KeyList, Keys, Plan};
-use super::score::{Extras, MaskedBiased, Meeting, Rich, Variant};
+use super::score::{Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Variant};
 use super::softmax::bounds;
 use crate::par::Jobs;
 use crate::simd::{Aligned, Lanes, Task, dispatch};
@@ -121,10 +121,16 @@ impl Worker<'_> {
                 extras: &extras,
                 origin: scope.keys.start,
             };
-            if extras.rich {
-                add_panel::<S, R, Rich>(s, &meeting, below, visible, lanes);
-            } else {
-                add_panel::<S, R, MaskedBiased>(s, &meeting, below, visible, lanes);
+            let mut left = visible;
+            while !left.is_empty() {
+                let (run, full) = facts.run(left.clone(), bounds(positions));
+                left.start = run.end;
+                match (full, extras.biased, extras.rich) {
+                    (_, _, true) => add_panel::<S, R, Rich>(s, &meeting, below, run, lanes),
+                    (true, false, _) => add_panel::<S, R, Plain>(s, &meeting, below, run, lanes),
+                    (false, false, _) => add_panel::<S, R, Masked>(s, &meeting, below, run, lanes),
+                    (_, true, _) => add_panel::<S, R, MaskedBiased>(s, &meeting, below, run, lanes),
+                }
             }
         }
         let offset = keys.list.first() - piece.start;

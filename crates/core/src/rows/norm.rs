@@ -160,20 +160,20 @@ struct Forward<'a, T> {
 impl<T: Element> Sweep for Forward<'_, T> {
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
-        let mut y = self.y.claim(0, 0, block);
+        let (mut y, width) = (self.y.sheet(0, 0, block), self.x.shape()[1]);
         let Some((residual, sum)) = &self.added else {
             for (i, row) in rows.enumerate() {
-                self.norm.row(s, self.x.row(row), y.row(i));
+                self.norm.row(s, self.x.row(row), y.part(i, 0..width));
             }
             return;
         };
-        let mut sum = sum.claim(0, 0, block);
+        let mut sum = sum.sheet(0, 0, block);
         for (i, row) in rows.enumerate() {
-            let (x, residual, sum) = (self.x.row(row), residual.row(row), sum.row(i));
+            let (x, residual, sum) = (self.x.row(row), residual.row(row), sum.part(i, 0..width));
             for at in (0..x.len()).step_by(S::N) {
                 store(s, sum, at, s.add(load(s, x, at, 0.0), load(s, residual, at, 0.0)));
             }
-            self.norm.row(s, sum, y.row(i));
+            self.norm.row(s, sum, y.part(i, 0..width));
         }
     }
 }
@@ -251,9 +251,9 @@ struct Backward<'a, T> {
 impl<T: Element> Sweep for Backward<'_, T> {
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
-        let (mut dx, mut sums) = (self.dx.claim(0, 0, block), self.sums.claim(0, 0, block));
+        let (mut dx, mut sums) = (self.dx.sheet(0, 0, block), self.sums.claim(0, 0, block));
         for (i, row) in rows.enumerate() {
-            self.row(s, row, dx.row(i), &mut sums);
+            self.row(s, row, dx.part(i, 0..self.x.shape()[1]), &mut sums);
         }
     }
 }
