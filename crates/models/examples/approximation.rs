@@ -14,6 +14,10 @@ use std::path::Path;
 use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    Ok(regard::on_pool(|| run().map_err(|error| error.to_string()))?)
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, texts, settings, runs, most] = &arguments[..] else {
         return Err("MODEL TEXTS.json SETTINGS.json RUNS TOKENS".into());

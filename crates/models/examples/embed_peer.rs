@@ -11,6 +11,10 @@ use std::path::Path;
 use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    Ok(regard::on_pool(|| run().map_err(|error| error.to_string()))?)
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, texts, vectors, most] = &arguments[..] else { return Err("MODEL TEXTS.json VECTORS.safetensors TOKENS".into()) };
     let most = most.parse()?;
