@@ -13,9 +13,9 @@ static HEAP: Cap<MiMalloc> = Cap::new(MiMalloc, usize::MAX);
 /// Number of mimalloc's option `purge_delay`.
 const PURGE_DELAY: i32 = 15;
 /// How long freed memory stays with the program.
-const KEPT_MILLISECONDS: i64 = 1000;
+const KEPT_MILLISECONDS: i64 = 10_000;
 
-/// Keeps freed memory for a second. A training step needs its memory again a tenth of a second later; handed back after mimalloc's ten
+/// Keeps freed memory for ten seconds. A training step needs its memory again a tenth of a second later; handed back after mimalloc's ten
 /// milliseconds it comes as new pages, which the system clears: a quarter of a step's time.
 pub fn keep_freed() {
     // SAFETY: the option is a number that mimalloc reads. It is set before the program has a second thread.

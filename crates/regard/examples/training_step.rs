@@ -20,7 +20,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 /// A step makes and drops a few hundred megabytes of tensors. The system's allocator hands memory back in between, mimalloc does so
-/// after ten milliseconds, and every step then asks for it again, page by page: here it is kept for a second.
+/// after ten milliseconds, and every step then asks for it again, page by page: here it is kept for ten seconds.
 #[global_allocator]
 static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -218,7 +218,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // SAFETY: the option (how many milliseconds freed memory is kept) is a number, set before there is a second thread.
     #[allow(unsafe_code)]
     unsafe {
-        libmimalloc_sys::mi_option_set(15, 1000);
+        libmimalloc_sys::mi_option_set(15, 10_000);
     }
     regard::on_pool(|| run().map_err(|error| error.to_string())).map_err(Into::into)
 }
