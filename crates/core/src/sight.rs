@@ -202,6 +202,11 @@ impl<'a> Sight<'a> {
         self.offsets.map_or(dims.batch, |[queries, _]| queries.len().saturating_sub(1))
     }
 
+    /// Whether a rule says something of single kv heads.
+    pub(crate) fn tells_heads_apart(&self) -> bool {
+        self.until.is_some() || self.spans.is_some() || self.positions.is_some()
+    }
+
     /// The rules for one sequence and one kv head.
     pub(crate) fn scope(&self, dims: &Dims, sequence: usize, g: usize) -> Scope<'a> {
         let batch = if self.offsets.is_some() { 0 } else { sequence };

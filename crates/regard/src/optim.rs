@@ -10,7 +10,7 @@ use crate::{Error, door};
 use burn::optim::{self, AdamWConfig, AdamWState, AdaptiveMomentumState, LearningRate, ModuleOptimizer, Optimizer};
 use burn::tensor::{DType, Device, Tensor};
 use regard_core::Par;
-use regard_core::rows::AdamW as Kernel;
+use regard_core::rows::{AdamW as Kernel, sum_of_squares};
 
 /// AdamW with decay of matrices alone, or of everything.
 ///
@@ -87,6 +87,15 @@ impl AdamW {
         let [x, m, v] = [x, m, v].map(|rows| from_flex(rows.into_tensor()));
         Ok((x, AdaptiveMomentumState::new(time + 1, m, v)))
     }
+}
+
+/// `Σ x²`, the square of a gradient's length: one pass on the CPU.
+pub fn squared_length<const D: usize>(x: Tensor<D>) -> f64 {
+    if D == 0 || x.dtype() != DType::F32 || !door::has_kernels(&x) {
+        return f64::from(x.square().sum().into_scalar::<f32>());
+    }
+    let rows = flex::as_rows(&flex_float(x));
+    flex::matrix::<f32>(&rows, "x").and_then(|x| Ok(sum_of_squares(&x, Par::default())?)).expect("rows have neighbours")
 }
 
 impl Optimizer for AdamW {

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Tensor};
-use regard::optim::AdamW;
+use regard::optim::{AdamW, squared_length};
 
 fn device() -> Device {
     Device::flex().autodiff()
@@ -69,4 +69,14 @@ fn its_state_is_burns() {
     let half = LinearConfig::new(8, 4).init(&device()).load_record(burn::store::ModuleRecord::from_bytes(record).unwrap());
     let mut second = how.init().from_bytes(first.into_bytes().unwrap()).unwrap();
     assert_eq!(values(&stepped(half, &mut second, &x, 3)), values(&straight));
+}
+
+#[test]
+fn lengths_are_those_of_burn() {
+    let x = Tensor::<2>::random([33, 57], Distribution::Normal(0.0, 1.0), &Device::flex());
+    let wanted = f64::from(x.clone().square().sum().into_scalar::<f32>());
+    for x in [x.clone(), x.clone().transpose()] {
+        assert!((squared_length(x) - wanted).abs() < 1e-5 * wanted);
+    }
+    assert!((squared_length(x.clone().narrow(0, 3, 1).squeeze_dim::<1>(0)) - squared_length(x.narrow(0, 3, 1))).abs() < 1e-6);
 }

@@ -28,8 +28,12 @@ impl Uniform {
     pub fn new(problem: &Problem<'_>, par: Par) -> Self {
         let dims = &problem.dims;
         let by_pairs = problem.dense_mask().is_some() || problem.bias().is_some();
-        // Without a dense mask the query heads of a group see alike.
-        let (heads, times) = if by_pairs { (dims.heads, 1.0) } else { (dims.kv_heads, dims.group() as f64) };
+        // Without a dense mask the query heads of a group see alike, and all of them where nothing is said of single kv heads.
+        let (heads, times) = match (by_pairs, problem.all_key_biases().is_some() || problem.sight.tells_heads_apart()) {
+            (true, _) => (dims.heads, 1.0),
+            (false, true) => (dims.kv_heads, dims.group() as f64),
+            (false, false) => (1, dims.heads as f64),
+        };
         let mut rows = vec![0.0f64; dims.batch * heads * dims.keys];
         let ones: Vec<Range<usize>> = (0..dims.batch * heads).map(|row| row..row + 1).collect();
         let mut out = StridedMut::contiguous(&mut rows, [1, 1, dims.batch * heads, dims.keys], "rows").expect("one row per head");

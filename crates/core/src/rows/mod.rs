@@ -30,6 +30,7 @@ mod multiply;
 pub mod norm;
 pub mod rotary;
 pub mod softmax;
+mod squares;
 pub(crate) mod sweep;
 pub mod swiglu;
 
@@ -42,3 +43,4 @@ pub use linear::Linear;
 pub use matrix::{Matrix, MatrixMut};
 pub use norm::Norm;
 pub use rotary::Turns;
+pub use squares::sum_of_squares;

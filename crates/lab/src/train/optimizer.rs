@@ -4,7 +4,7 @@ use super::Training;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
-use regard::optim::AdamW;
+use regard::optim::{AdamW, squared_length};
 
 /// The optimiser of a run.
 pub(super) fn optimizer(training: &Training) -> ModuleOptimizer {
@@ -34,7 +34,7 @@ struct Length<'a> {
 impl ModuleVisitor for Length<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            self.squares += f64::from(gradient.square().sum().into_scalar::<f32>());
+            self.squares += squared_length(gradient);
         }
     }
 }
