@@ -5,6 +5,7 @@
 The configuration is configs/shakespeare.yaml: 4 layers, 4 heads, width 128, 64 characters, batches of 12, 2000 steps, no biases, tied
 embeddings, AdamW with warm-up and a cosine (the sizes of nanoGPT's example for a CPU). Both see random windows of the first nine tenths of
 the text and are judged on all windows of the last tenth. Seconds are those of training alone, without reading, evaluating and saving.
+Positions are a table that is learned, as there, or rotary ones (--positions), which the model learns faster with.
 """
 
 import argparse
@@ -42,29 +43,40 @@ class Norm(torch.nn.Module):
 class Block(torch.nn.Module):
     """Attention and MLP, each after a norm and beside a residual; q, k and v are one product."""
 
-    def __init__(self):
+    def __init__(self, rotary):
         super().__init__()
         linear = lambda wide, narrow: torch.nn.Linear(wide, narrow, bias=False)  # noqa: E731
         self.norm, self.mlp_norm = Norm(), Norm()
         self.qkv, self.output = linear(WIDTH, 3 * WIDTH), linear(WIDTH, WIDTH)
         self.up, self.down = linear(WIDTH, 4 * WIDTH), linear(4 * WIDTH, WIDTH)
+        pairs = WIDTH // HEADS // 2
+        angles = torch.outer(torch.arange(CONTEXT), 10000.0 ** (-torch.arange(pairs) / pairs)) if rotary else None
+        self.turns = (angles.cos(), angles.sin()) if rotary else None
 
     def forward(self, x):
         """`[B, N, E]` from `[B, N, E]`."""
         q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).split(WIDTH, -1))
+        if self.turns:
+            q, k = turned(q, *self.turns), turned(k, *self.turns)
         o = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.output(o.transpose(1, 2).reshape(x.shape))
         return x + self.down(functional.gelu(self.up(self.mlp_norm(x))))
 
 
+def turned(x, cos, sin):
+    """Rotary positions: the two halves of a head are the two coordinates."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
 class Model(torch.nn.Module):
     """Logits of the next character."""
 
-    def __init__(self, vocabulary):
+    def __init__(self, vocabulary, rotary):
         super().__init__()
         self.tokens = torch.nn.Embedding(vocabulary, WIDTH)
-        self.positions = torch.nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = torch.nn.Sequential(*(Block() for _ in range(LAYERS)))
+        self.positions = None if rotary else torch.nn.Embedding(CONTEXT, WIDTH)
+        self.blocks = torch.nn.Sequential(*(Block(rotary) for _ in range(LAYERS)))
         self.norm = Norm()
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
@@ -73,8 +85,10 @@ class Model(torch.nn.Module):
 
     def forward(self, ids):
         """`[B, N, vocabulary]` from `[B, N]`."""
-        x = self.blocks(self.tokens(ids) + self.positions.weight[: ids.shape[1]])
-        return functional.linear(self.norm(x), self.tokens.weight)
+        x = self.tokens(ids)
+        if self.positions:
+            x = x + self.positions.weight[: ids.shape[1]]
+        return functional.linear(self.norm(self.blocks(x)), self.tokens.weight)
 
 
 def rate(step):
@@ -85,13 +99,13 @@ def rate(step):
     return FLOOR + 0.5 * (RATE - FLOOR) * (1 + math.cos(math.pi * share))
 
 
-def torch_run(text, seed):
+def torch_run(text, seed, rotary):
     """Seconds of training, and the loss on the last tenth."""
     torch.manual_seed(seed)
     letters = sorted(set(text))
     ids = torch.tensor([letters.index(letter) for letter in text])
     train, held_out = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
-    model = Model(len(letters))
+    model = Model(len(letters), rotary)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -125,11 +139,11 @@ def judged(model, held_out):
     return sum(losses) / (count * CONTEXT)
 
 
-def regard_run(program, data, seed, threads):
+def regard_run(arguments, seed):
     """The same for Regard."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "train", ROOT / "configs/shakespeare.yaml", "--data", data, "--output", folder, "--seed", seed]
-        command += ["--threads", threads, "--json"]
+        command = [arguments.program, "train", ROOT / "configs/shakespeare.yaml", "--data", arguments.data, "--output", folder]
+        command += ["--set", f"model.positions={arguments.positions}", "--seed", seed, "--threads", arguments.threads, "--json"]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
     run = json.loads(done.stdout)["configuration"]["runs"][0]
     assert run["steps"] == STEPS, run["steps"]
@@ -143,15 +157,16 @@ def main():
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/regard")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--positions", choices=["learned", "rotary"], default="learned")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     text = (arguments.data / "tinyshakespeare/input.txt").read_text()
     runs = []
     for seed in arguments.seeds:
-        runs.append({"seed": seed, "who": "pytorch", **torch_run(text, seed)})
+        runs.append({"seed": seed, "who": "pytorch", **torch_run(text, seed, arguments.positions == "rotary")})
         print(runs[-1], flush=True)
-        runs.append({"seed": seed, "who": "regard", **regard_run(arguments.program, arguments.data, seed, arguments.threads)})
+        runs.append({"seed": seed, "who": "regard", **regard_run(arguments, seed)})
         print(runs[-1], flush=True)
     total = {who: sum(run["seconds"] for run in runs if run["who"] == who) for who in ("pytorch", "regard")}
     result = {
@@ -160,7 +175,7 @@ def main():
         "commit": records.git("rev-parse", "HEAD"),
         "machine": records.machine(arguments.threads),
         "software": {"torch": torch.__version__},
-        "settings": {"config": "configs/shakespeare.yaml", "seeds": arguments.seeds},
+        "settings": {"config": "configs/shakespeare.yaml", "positions": arguments.positions, "seeds": arguments.seeds},
         "rows": runs,
         "summary": {"times_faster_than_pytorch": total["pytorch"] / total["regard"]},
     }
