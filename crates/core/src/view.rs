@@ -720,7 +720,7 @@ impl<T: Copy + Default> Sheet<'_, T> {
 }
 
 impl Strip {
-    /// Steps over columns of a row, of so many; the columns that are finished.
+    /// Steps over columns of a row, one of `rows`; how many columns are finished in all rows then.
     #[inline(always)]
     fn advance(&mut self, row: usize, columns: &Range<usize>, rows: usize) -> usize {
         let expected = if self.row == 0 { self.columns.end == columns.start } else { self.columns == *columns };

@@ -238,6 +238,15 @@ fn trained(contest: &Comparison, folder: Option<&Path>) -> Vec<Compared> {
 }
 
 #[test]
+fn what_does_not_fit_is_refused_before_the_rest_is_trained() {
+    let sizes = json!({"width": 16, "layers": 1, "heads": 2});
+    let value = json!({"model": sizes, "train": {"batch": 4, "steps": 1_000_000}, "configurations": ["exact", "nats"]});
+    let mut watch = Watch { progress: &mut |_| panic!("something has begun"), peak: &|_| None };
+    let error = comparison(value).unwrap().run(&Holds::new(), None, &mut watch).unwrap_err().to_string();
+    assert!(error.starts_with("nats: nats is causal only"), "{error}");
+}
+
+#[test]
 fn others_start_as_exact_attention_and_are_measured_before_they_heal() {
     let folder = tempfile::tempdir().unwrap();
     let contest = |start: Value| {

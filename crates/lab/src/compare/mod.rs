@@ -227,11 +227,8 @@ impl Comparison {
         Ok(all)
     }
 
-    /// Refuses what does not fit into an encoder before hours are spent on the rest.
+    /// Refuses what does not fit the model or the task before hours are spent on the rest.
     fn rehearse(&self, task: &dyn Task) -> Result<(), Error> {
-        if matches!(self.model, ModelConfig::Sizes(_)) {
-            return Ok(());
-        }
         let longest = self.measured(task).into_iter().max().unwrap_or_default();
         let facts = Facts { longest, ..task.facts().clone() };
         self.configurations.iter().try_for_each(|mixing| Model::new(&self.model, mixing, &facts, 0, &Device::flex()).map(drop))
