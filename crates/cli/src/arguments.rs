@@ -39,7 +39,8 @@ impl Execution {
             return Err(Failure::Usage(format!("level {level} is not available: this processor has {}", Level::detect())));
         }
         let pool = ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0).into()).stack_size(STACK).build_global();
-        pool.map_err(|error| Failure::Usage(format!("cannot start threads: {error}")))?;
+        let count = self.threads.map_or_else(String::new, |threads| format!("{threads} "));
+        pool.map_err(|error| Failure::Usage(format!("cannot start {count}threads: {error}")))?;
         Par::cap(level);
         regard_core::on_pool(work)
     }

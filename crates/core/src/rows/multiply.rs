@@ -6,8 +6,8 @@
 //! exists. Rows of f32 in A are read where they stand, and a transposed A is copied as it lies and read across. What follows the
 //! product (bias, activation, rounding) is done to a tile of C as it leaves the registers.
 //!
-//! Blocks, parts and steps of k are a function of the shapes, and sums run over k in order, part by part: the same bits for any
-//! number of threads.
+//! Parts and steps of k are a function of the shapes, and sums run over k in order, part by part: the same bits for any number of
+//! threads, which decides only how small blocks are.
 
 use super::matrix::Matrix;
 use super::sweep::{load, pieces, store};
