@@ -1,6 +1,9 @@
 //! Mechanisms that choose, and reducers, under Burn's autodiff.
 
+mod common;
+
 use burn::tensor::{Device, Distribution, Tensor, activation};
+use common::seeded;
 use regard::mechanism::{Clustered, Nats};
 use regard::reduce::{Reducer, Shown, mean_keys, received_score, reduce};
 use regard::{Attention, AttentionLayerConfig, Packed, attention, attention_scored};
@@ -16,7 +19,7 @@ fn distance<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
 #[test]
 fn logits_of_types_have_gradients_and_given_types_give_the_same_output() {
     let device = Device::flex().autodiff();
-    device.seed(1);
+    let _alone = seeded(&device, 1);
     let [q, k, v] = [4, 2, 2].map(|heads| normal([2, heads, 40, 8], &device).require_grad());
     let logits = normal([2, 2, 40, 3], &device).require_grad();
     let how = Attention::causal().mechanism(Nats { window: Some(4), ..Nats::default() });
@@ -47,7 +50,7 @@ fn logits_of_types_have_gradients_and_given_types_give_the_same_output() {
 #[test]
 fn clusters_pass_gradients_to_hidden_states_and_thresholds() {
     let device = Device::flex().autodiff();
-    device.seed(2);
+    let _alone = seeded(&device, 2);
     let [q, k, v] = [2, 2, 2].map(|heads| normal([1, heads, 30, 8], &device).require_grad());
     let centres = normal([1, 5, 6], &device).repeat_dim(1, 6);
     let x = (centres + normal([1, 30, 6], &device) * 0.3).require_grad();
@@ -69,7 +72,7 @@ fn plain_score(q: &Tensor<4>, k: &Tensor<4>) -> Tensor<2> {
 #[test]
 fn scores_and_their_gradients_are_those_of_the_weights() {
     let device = Device::flex().autodiff();
-    device.seed(3);
+    let _alone = seeded(&device, 3);
     let (q, k) = (normal([2, 3, 25, 8], &device).require_grad(), normal([2, 3, 25, 8], &device).require_grad());
     let weight = normal([2, 25], &device);
     let (ours, plain) = (received_score(q.clone(), k.clone(), &Attention::full()).unwrap(), plain_score(&q, &k));
@@ -87,7 +90,7 @@ fn scores_and_their_gradients_are_those_of_the_weights() {
 #[test]
 fn reduced_sequences_keep_positions_and_pass_gradients() {
     let device = Device::flex().autodiff();
-    device.seed(4);
+    let _alone = seeded(&device, 4);
     let x = normal([17, 6], &device).require_grad();
     let packed = Packed::new(x.clone(), &[10, 0, 7]).unwrap();
     let k = normal([1, 2, 17, 4], &device);
@@ -113,7 +116,7 @@ fn reduced_sequences_keep_positions_and_pass_gradients() {
 #[test]
 fn a_layer_takes_a_mechanism_that_reads_its_tokens() {
     let device = Device::flex().autodiff();
-    device.seed(5);
+    let _alone = seeded(&device, 5);
     let layer = AttentionLayerConfig::new(16, 2).init(&device).unwrap();
     let x = normal([1, 4, 16], &device).repeat_dim(1, 5).require_grad();
     let exact = layer.clone().forward(x.clone()).unwrap();

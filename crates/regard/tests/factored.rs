@@ -4,6 +4,7 @@ mod common;
 
 use burn::tensor::{Device, Distribution, Tensor, activation};
 use common::factored::{Draw, everything};
+use common::seeded;
 use regard::mechanism::{GatedLinear, Hyper, Linear, Mechanism, Vq, VqQk};
 use regard::{Attention, attention};
 
@@ -47,7 +48,7 @@ fn earlier(device: &Device) -> Tensor<4> {
 #[test]
 fn linear_attention_is_a_sum_over_features() {
     let device = Device::flex().autodiff();
-    device.seed(1);
+    let _alone = seeded(&device, 1);
     let [q, k, v] = heads(&device);
     let feature = |x: Tensor<4>| activation::relu(x.clone()) + (-activation::relu(-x)).exp();
     let weights = feature(q.clone()).matmul(feature(shared(&k)).swap_dims(2, 3)) * earlier(&device);
@@ -59,7 +60,7 @@ fn linear_attention_is_a_sum_over_features() {
 #[test]
 fn gated_linear_attention_is_its_recurrence() {
     let device = Device::flex().autodiff();
-    device.seed(2);
+    let _alone = seeded(&device, 2);
     let [q, k, v] = heads(&device);
     let gates = (-normal([1, 2, N, 8], &device).abs()).detach().require_grad();
     let mut state = Tensor::<4>::zeros([1, 2, 8, 8], &device);
@@ -94,7 +95,7 @@ fn softmax_over(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
 #[test]
 fn quantised_keys_and_queries_are_codewords_with_the_gradient_of_themselves() {
     let device = Device::flex().autodiff();
-    device.seed(3);
+    let _alone = seeded(&device, 3);
     let [q, k, v] = heads(&device);
     let (of_keys, of_queries) = (normal([1, 9, 8], &device), normal([2, 7, 8], &device));
     let how = Attention::causal().mechanism(Vq { block: 8, recent: 5, ..Vq::default() }).codebook(of_keys.clone());
@@ -110,7 +111,7 @@ fn quantised_keys_and_queries_are_codewords_with_the_gradient_of_themselves() {
 #[test]
 fn hashed_attention_takes_planes_and_is_exact_in_one_block() {
     let device = Device::flex().autodiff();
-    device.seed(4);
+    let _alone = seeded(&device, 4);
     let [q, k, v] = heads(&device);
     let hyper = Hyper { block: 1000, ..Hyper::default() };
     let how = Attention::causal().mechanism(hyper).hyperplanes(normal([8, 4], &device));
@@ -140,6 +141,7 @@ fn listed_keys_in_tensor_operations_give_what_kernels_give() {
 #[test]
 fn what_does_not_fit_is_refused_with_its_numbers() {
     let device = Device::flex();
+    let _alone = seeded(&device, 7);
     let [q, k, v] = [2, 1, 1].map(|heads| normal([1, heads, N, 8], &device));
     let refused = |how: Attention, words: &[&str]| {
         let error = attention(q.clone(), k.clone(), v.clone(), &how).unwrap_err().to_string();

@@ -1,9 +1,12 @@
 //! The layer against Burn's own multi-head attention, and packed sequences against one at a time.
 
+mod common;
+
 use burn::module::Module;
 use burn::nn::Initializer;
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
 use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
+use common::seeded;
 use regard::mechanism::Local;
 use regard::rows::Rotary;
 use regard::{Attention, AttentionLayer, AttentionLayerConfig, LayerInput, Packed, Pass, Tally};
@@ -21,7 +24,6 @@ fn distance<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
 
 /// Burn's layer without dropout, and ours with its record.
 fn pair(device: &Device) -> (MultiHeadAttention, AttentionLayer) {
-    device.seed(3);
     let wide = Initializer::Normal { mean: 0.0, std: 0.2 };
     let theirs = MultiHeadAttentionConfig::new(WIDTH, HEADS).with_dropout(0.0).with_initializer(wide).init(device);
     let ours = AttentionLayerConfig::new(WIDTH, HEADS).init(device).unwrap();
@@ -37,6 +39,7 @@ fn bools<const D: usize>(shape: [usize; D], device: &Device, value: impl Fn(usiz
 #[test]
 fn a_record_of_burns_layer_gives_the_same_output_under_every_mask() {
     let device = Device::flex();
+    let _alone = seeded(&device, 1);
     let (theirs, ours) = pair(&device);
     let [batch, n] = [3, 37];
     let x = normal([batch, n, WIDTH], &device);
@@ -63,6 +66,7 @@ fn a_record_of_burns_layer_gives_the_same_output_under_every_mask() {
 #[test]
 fn a_record_of_burns_layer_gives_the_same_gradients() {
     let device = Device::flex().autodiff();
+    let _alone = seeded(&device, 2);
     let (theirs, ours) = pair(&device);
     let (query, memory) = (normal([2, 9, WIDTH], &device).require_grad(), normal([2, 21, WIDTH], &device));
     let weights = normal([2, 9, WIDTH], &device);
@@ -88,7 +92,7 @@ fn a_record_of_burns_layer_gives_the_same_gradients() {
 #[test]
 fn packed_sequences_are_what_each_is_alone() {
     let device = Device::flex();
-    device.seed(5);
+    let _alone = seeded(&device, 5);
     let config = AttentionLayerConfig::new(WIDTH, HEADS).with_kv_heads(Some(2)).with_head_dim(Some(16)).with_qk_norm(Some(1e-6));
     let layer = config.init(&device).unwrap().rotary(Rotary::new(16));
     for how in [Attention::full(), Attention::causal().window(7), Attention::causal().mechanism(Local { window: 8, ..Local::default() })] {
@@ -110,6 +114,7 @@ fn packed_sequences_are_what_each_is_alone() {
 #[test]
 fn turns_made_once_are_turns_made_here() {
     let device = Device::flex();
+    let _alone = seeded(&device, 4);
     let layer = AttentionLayerConfig::new(WIDTH, HEADS).init(&device).unwrap().rotary(Rotary::new(12));
     let x = Packed::new(normal([20, WIDTH], &device), &[12, 8]).unwrap();
     let turns = layer.turns(x.positions().iter().copied()).unwrap();
@@ -121,6 +126,7 @@ fn turns_made_once_are_turns_made_here() {
 #[test]
 fn dropout_acts_while_training_and_is_a_function_of_seed_and_step() {
     let device = Device::flex();
+    let _alone = seeded(&device, 5);
     let layer = AttentionLayerConfig::new(WIDTH, HEADS).with_dropout(0.5).init(&device).unwrap();
     let x = normal([1, 30, WIDTH], &device);
     let run = |training, step| layer.forward(LayerInput::self_attn(x.clone()).pass(Pass { training, seed: 1, step })).unwrap();
@@ -133,6 +139,7 @@ fn dropout_acts_while_training_and_is_a_function_of_seed_and_step() {
 #[test]
 fn a_layer_runs_fused_kernels_only() {
     let device = Device::flex().autodiff();
+    let _alone = seeded(&device, 6);
     let layer = AttentionLayerConfig::new(WIDTH, HEADS).with_qk_norm(Some(1e-6)).init(&device).unwrap().rotary(Rotary::new(12));
     let before = Tally::read();
     layer.forward(normal([2, 11, WIDTH], &device)).unwrap().sum().backward();
@@ -143,6 +150,7 @@ fn a_layer_runs_fused_kernels_only() {
 #[test]
 fn what_does_not_fit_is_refused_with_its_numbers() {
     let device = Device::flex();
+    let _alone = seeded(&device, 7);
     let refusal = |config: AttentionLayerConfig| config.init(&device).expect_err("it does not fit").to_string();
     assert_eq!(refusal(AttentionLayerConfig::new(50, 4)), "n_heads: a width of 50 does not divide over 4 heads: set head_dim");
     let shared = AttentionLayerConfig::new(48, 4).with_kv_heads(Some(3));

@@ -7,7 +7,7 @@ use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{DType, Device, Tensor};
 use common::Random;
 use common::learned::{apart, largest};
-use common::{tensor, values};
+use common::{seeded, tensor, values};
 use regard::mechanism::{Clustered, Nats};
 use regard::modules::{ClusterThreshold, DeletionGate, PruneThresholds, TypeProjection};
 use regard::reduce::{DeleteGate, Prune, Shown, received_score, reduce};
@@ -38,6 +38,7 @@ fn nats() -> Attention {
 /// The gradient of a projection is that of its logits, which the definition in f64 vouches for, times its inputs.
 #[test]
 fn a_type_projection_has_the_gradient_of_its_logits() {
+    let _alone = seeded(&device(), 1);
     let random = &mut Random::new(1);
     let projection = TypeProjection::new(10, 2, &device());
     let x = normal(random, [2, 17, 10]);
@@ -91,6 +92,7 @@ fn typed_layer() -> AttentionLayer {
 
 #[test]
 fn noise_is_a_function_of_seed_and_step_and_acts_in_training_only() {
+    let _alone = seeded(&device(), 3);
     let (layer, x) = (typed_layer(), normal(&mut Random::new(2), [2, 30, 16]));
     let run = |pass: Pass| values(layer.forward(LayerInput::self_attn(x.clone()).pass(pass)).unwrap());
     let still = Pass { training: false, ..TRAINING };
@@ -104,6 +106,7 @@ fn noise_is_a_function_of_seed_and_step_and_acts_in_training_only() {
 /// A padded batch, and the same sequences packed: the same draws, the same output and penalty.
 #[test]
 fn packed_and_padded_sequences_draw_alike() {
+    let _alone = seeded(&device(), 4);
     let (layer, x) = (typed_layer(), normal(&mut Random::new(3), [2, 20, 16]));
     let packed = Packed::new(x.clone().reshape([40, 16]), &[20, 20]).unwrap();
     let (padded, a) = layer.forward_with_penalty(LayerInput::self_attn(x).pass(TRAINING), 2.0).unwrap();
@@ -114,6 +117,7 @@ fn packed_and_padded_sequences_draw_alike() {
 
 #[test]
 fn records_hold_what_is_learned() {
+    let _alone = seeded(&device(), 5);
     let config = AttentionLayerConfig::new(16, 4).with_types(true).with_threshold(Some(0.7));
     let (a, b) = (config.init(&device()).unwrap(), config.init(&device()).unwrap());
     let record = a.clone().into_record().into_bytes().unwrap();
@@ -154,6 +158,7 @@ fn mean(x: &[f64]) -> f64 {
 
 #[test]
 fn a_layer_with_types_trains_and_the_penalty_makes_it_sparse() {
+    let _alone = seeded(&device(), 6);
     let random = &mut Random::new(5);
     let (x, target) = (normal(random, [2, 24, 16]), normal(random, [2, 24, 16]) * 0.3);
     let (_, losses, penalties) = losses(typed_layer(), &x, &target, 2.0);
@@ -163,7 +168,7 @@ fn a_layer_with_types_trains_and_the_penalty_makes_it_sparse() {
 
 #[test]
 fn a_layer_with_thresholds_trains_towards_its_target() {
-    device().seed(9);
+    let _alone = seeded(&device(), 9);
     let random = &mut Random::new(6);
     let clusters = Clustered { target: Some(0.5), temperature: 0.2, ..Clustered::default() };
     let layer = AttentionLayerConfig::new(16, 2).with_threshold(Some(0.3)).init(&device()).unwrap();
@@ -179,6 +184,7 @@ fn a_layer_with_thresholds_trains_towards_its_target() {
 
 #[test]
 fn a_threshold_below_every_cosine_is_clipped_and_still_moves() {
+    let _alone = seeded(&device(), 8);
     let module = ClusterThreshold::new(2, -1.5, &device());
     let random = &mut Random::new(8);
     let [q, k, v] = [(); 3].map(|()| normal(random, [1, 2, 12, 4]));
@@ -248,7 +254,7 @@ fn the_penalty_of_pruning_reaches_queries_and_thresholds_and_lowers_the_lengths(
 fn a_deletion_gate_is_a_bias_in_training_and_deletes_afterwards() {
     let random = &mut Random::new(14);
     let options = DeleteGate { layer: 0, protect: 1, ..DeleteGate::default() };
-    device().seed(3);
+    let _alone = seeded(&device(), 3);
     let gate = DeletionGate::new(options.clone(), 6, &device()).unwrap();
     let x = normal(random, [11, 6]).require_grad();
     let tokens = Packed::new(x.clone(), &[7, 4]).unwrap();
@@ -284,6 +290,7 @@ fn a_deletion_gate_is_a_bias_in_training_and_deletes_afterwards() {
 /// The slope of a loss of the gates by the map's weights, by differences in f64.
 #[test]
 fn gates_have_the_gradient_of_their_formula() {
+    let _alone = seeded(&device(), 12);
     let random = &mut Random::new(16);
     let gate = DeletionGate::new(DeleteGate { k: -3.0, ..DeleteGate::default() }, 5, &device()).unwrap();
     let (x, weights) = (normal(random, [9, 5]), normal(random, [9]));

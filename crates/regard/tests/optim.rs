@@ -1,9 +1,12 @@
 //! The one-pass AdamW beside Burn's.
 
+mod common;
+
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Tensor};
+use common::seeded;
 use regard::optim::{AdamW, squared_length};
 
 fn device() -> Device {
@@ -31,6 +34,7 @@ fn furthest(one: &[f32], other: &[f32]) -> f32 {
 
 #[test]
 fn it_goes_where_burns_goes() {
+    let _alone = seeded(&device(), 1);
     let linear = LinearConfig::new(33, 17).init(&device());
     let x = Tensor::random([20, 33], Distribution::Normal(0.0, 1.0), &device());
     let start = values(&linear);
@@ -44,6 +48,7 @@ fn it_goes_where_burns_goes() {
 
 #[test]
 fn vectors_decay_by_themselves() {
+    let _alone = seeded(&device(), 2);
     let linear = LinearConfig::new(8, 4).init(&device());
     let bias = |linear: &Linear| linear.bias.as_ref().unwrap().val().into_data().try_to_vec::<f32>().unwrap();
     let x = Tensor::zeros([3, 8], &device());
@@ -58,6 +63,7 @@ fn vectors_decay_by_themselves() {
 
 #[test]
 fn its_state_is_burns() {
+    let _alone = seeded(&device(), 3);
     let linear = LinearConfig::new(8, 4).init(&device());
     let x = Tensor::random([5, 8], Distribution::Normal(0.0, 1.0), &device());
     let how = AdamW { decay: 0.1, ..AdamW::default() };
@@ -73,6 +79,7 @@ fn its_state_is_burns() {
 
 #[test]
 fn lengths_are_those_of_burn() {
+    let _alone = seeded(&device(), 4);
     let x = Tensor::<2>::random([33, 57], Distribution::Normal(0.0, 1.0), &Device::flex());
     let wanted = f64::from(x.clone().square().sum().into_scalar::<f32>());
     for x in [x.clone(), x.clone().transpose()] {

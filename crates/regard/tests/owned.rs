@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData, activation};
 use common::learned::{apart, largest};
-use common::{Random, tensor, values};
+use common::{Random, seeded, tensor, values};
 use regard::mechanism::{GatedLinear, Hyper, Linear, Local, Mechanism, Vq, VqQk};
 use regard::modules::{Codebook, GateProjection};
 use regard::{Attention, AttentionLayer, AttentionLayerConfig, LayerInput, Packed, Pass, attention, attention_traced};
@@ -63,6 +63,7 @@ fn mechanisms() -> [Mechanism; 9] {
 
 #[test]
 fn gates_are_their_formula_and_so_is_the_output() {
+    let _alone = seeded(&device(), 1);
     let random = &mut Random::new(1);
     let module = GateProjection::new(10, [4, 6], &device());
     let (x, o) = (normal(random, [2, 9, 10]), normal(random, [2, 4, 9, 6]));
@@ -90,6 +91,7 @@ fn gates_are_their_formula_and_so_is_the_output() {
 
 #[test]
 fn every_parameter_of_the_gates_learns() {
+    let _alone = seeded(&device(), 2);
     let (layer, x) = (layer(GatedLinear::default()), normal(&mut Random::new(2), [2, 20, 16]));
     let gradients = layer.forward(LayerInput::self_attn(x).pass(TRAINING)).unwrap().powi_scalar(2).sum().backward();
     let gates = layer.gates.unwrap();
@@ -102,6 +104,7 @@ fn every_parameter_of_the_gates_learns() {
 /// Codewords in f64, step after step: sums and counts of the keys of each code, averaged.
 #[test]
 fn codebooks_follow_their_averages() {
+    let _alone = seeded(&device(), 3);
     let random = &mut Random::new(3);
     let mut codebook = Codebook::of_keys([2, 5, 3], &device());
     let how = |step| Attention::full().mechanism(Vq::default()).pass(Pass { step, ..TRAINING });
@@ -152,6 +155,7 @@ fn packed(random: &mut Random) -> Packed {
 
 #[test]
 fn training_goes_on_from_a_record_to_the_same_bits() {
+    let _alone = seeded(&device(), 4);
     let random = &mut Random::new(4);
     let x = packed(random);
     for mechanism in mechanisms() {
@@ -173,6 +177,7 @@ fn training_goes_on_from_a_record_to_the_same_bits() {
 
 #[test]
 fn every_mechanism_trains_and_infers_inside_a_layer() {
+    let _alone = seeded(&device(), 5);
     let random = &mut Random::new(5);
     let x = packed(random);
     for mechanism in mechanisms() {
@@ -203,6 +208,7 @@ fn every_mechanism_trains_and_infers_inside_a_layer() {
 
 #[test]
 fn shares_of_two_mechanisms_learn_from_half_and_half() {
+    let _alone = seeded(&device(), 6);
     let (layer, x) = (layer(joined("local~linear")), normal(&mut Random::new(12), [2, 20, 16]));
     let mix = layer.mix.as_ref().unwrap();
     assert_eq!(values(mix.val()), [0.0; 4]);
@@ -231,6 +237,7 @@ fn shares_of_two_mechanisms_learn_from_half_and_half() {
 /// Padding has no codes, and a padded batch trains its codebook as the same sequences packed do.
 #[test]
 fn padded_and_packed_batches_say_the_same_of_their_codes() {
+    let _alone = seeded(&device(), 7);
     let random = &mut Random::new(6);
     let x = normal(random, [2, 12, 16]);
     let lengths = [12, 7];
@@ -248,6 +255,7 @@ fn padded_and_packed_batches_say_the_same_of_their_codes() {
 
 #[test]
 fn a_codebook_of_all_keys_makes_the_layer_exact() {
+    let _alone = seeded(&device(), 8);
     let random = &mut Random::new(7);
     let x = normal(random, [1, 24, 16]);
     let mut layer = layer(Vq { codebook_size: 24, block: 8, ..Vq::default() });
@@ -262,6 +270,7 @@ fn a_codebook_of_all_keys_makes_the_layer_exact() {
 /// `β mean ‖k - C‖²` as the core counts it, and `2 β (k - C) / count`.
 #[test]
 fn the_commitment_pulls_keys_to_their_codewords() {
+    let _alone = seeded(&device(), 9);
     let random = &mut Random::new(8);
     let [q, v] = [4, 2].map(|heads| normal(random, [2, heads, 15, 3]));
     let k = normal(random, [2, 2, 15, 3]).require_grad();
@@ -284,6 +293,7 @@ fn the_commitment_pulls_keys_to_their_codewords() {
 /// The loss of a layer whose queries are codewords too is `β (mean ‖q - C^q‖² + mean ‖k - C‖²)`, and both projections feel it.
 #[test]
 fn the_commitment_of_queries_joins_that_of_keys() {
+    let _alone = seeded(&device(), 10);
     let random = &mut Random::new(12);
     let x = normal(random, [1, 14, 16]);
     let layer = |beta: f32| {
@@ -304,6 +314,7 @@ fn the_commitment_of_queries_joins_that_of_keys() {
 
 #[test]
 fn statistics_of_two_batches_of_a_step_join() {
+    let _alone = seeded(&device(), 11);
     let random = &mut Random::new(9);
     let layer = layer(Vq { codebook_size: 6, ..Vq::default() });
     let [a, b] = [12, 9].map(|n| {
@@ -321,6 +332,7 @@ fn statistics_of_two_batches_of_a_step_join() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
+    let _alone = seeded(&device(), 12);
     let refusal = |config: AttentionLayerConfig| config.init(&device()).expect_err("it does not fit").to_string();
     assert_eq!(refusal(AttentionLayerConfig::new(16, 2).with_codebook(Some(0))), "codebook: 0 codewords: expected at least 1");
     let bare = AttentionLayerConfig::new(16, 2).init(&device()).unwrap();

@@ -9,6 +9,15 @@ use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use regard::{Alignment, Attention, Dropout};
 use regard_core::oracle::{self, Definition, Dense, Forward, Gradients, Storage, Weights, plain, plain_gradients};
 use regard_core::{bf16, f16};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Seeds the device and keeps it to one test of its program: all threads draw from one generator, and parameters are drawn when they are first read.
+pub fn seeded(device: &Device, seed: u64) -> MutexGuard<'static, ()> {
+    static DRAWING: Mutex<()> = Mutex::new(());
+    let alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    device.seed(seed);
+    alone
+}
 
 /// A small generator with a printed seed.
 #[derive(Debug, Clone)]
