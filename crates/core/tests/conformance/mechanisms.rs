@@ -50,15 +50,17 @@ fn lengths(setting: &Setting, random: &mut Random) -> [usize; 2] {
 
 #[test]
 fn kernels_are_as_defined_forward_and_backward_at_every_level() {
-    let (random, mut tally) = (&mut Random::new(1), Tally::default());
-    for (at, setting) in settings().into_iter().enumerate() {
+    let mut tally = Tally::default();
+    for setting in settings() {
+        let seed = setting.seed("as defined");
+        let random = &mut Random::new(seed);
         for round in 0..3 {
             let setting =
                 Setting { storage: if round == 2 { random.pick(&[Storage::Bf16, Storage::F16]) } else { Storage::F32 }, ..setting.clone() };
             let kv_heads = 1 + random.below(2);
             let heads = [kv_heads * (1 + random.below(2)), kv_heads];
             let size = dims(1 + random.below(2), heads, lengths(&setting, random), [random.pick(&[3, 8, 16]), random.pick(&[5, 8, 16])]);
-            let mut case = Case::draw(&setting, size, (at * 10 + round) as u64);
+            let mut case = Case::draw(&setting, size, seed + round);
             if random.chance(0.3) {
                 case.lengths = Some((0..size.batch).map(|_| random.below(size.keys + 1)).collect());
             }
@@ -88,10 +90,10 @@ const PAIRS: [&str; 9] = [
 
 #[test]
 fn any_two_mechanisms_together_are_as_defined() {
-    for (at, setting) in PAIRS.into_iter().flat_map(settings_of).enumerate() {
-        for (round, storage) in [Storage::F32, Storage::Bf16].into_iter().enumerate() {
+    for setting in PAIRS.into_iter().flat_map(settings_of) {
+        for storage in [Storage::F32, Storage::Bf16] {
             let setting = Setting { storage, ..setting.clone() };
-            let case = Case::draw(&setting, dims(2, [6, 3], [40, 40], [8, 5]), (800 + 2 * at + round) as u64);
+            let case = Case::draw(&setting, dims(2, [6, 3], [40, 40], [8, 5]), setting.seed("together"));
             let choices = case.choose();
             case.judge(&choices).check(&case.run(&choices, Par::default()), &case.name());
         }
@@ -124,8 +126,8 @@ fn parts_that_would_read_keys_twice_do_not_merge() {
 /// Single rows of a large call are those of all of it.
 #[test]
 fn rows_of_definitions_are_those_of_the_whole() {
-    for (at, setting) in plain_settings().into_iter().enumerate() {
-        let case = Case::draw(&setting, dims(2, [4, 2], [33, 33], [8, 5]), 900 + at as u64);
+    for setting in plain_settings() {
+        let case = Case::draw(&setting, dims(2, [4, 2], [33, 33], [8, 5]), setting.seed("rows"));
         let choices = case.choose();
         let oracle = case.oracle(&choices);
         let truth = oracle.truth(None);
@@ -143,11 +145,11 @@ fn rows_of_definitions_are_those_of_the_whole() {
 #[test]
 fn gradients_of_definitions_are_their_differences() {
     let mut tally = Tally::default();
-    for (at, setting) in settings().into_iter().enumerate() {
+    for setting in settings() {
         if setting.options.iter().any(|(name, _)| *name == "dropout") {
             continue;
         }
-        let mut case = Case::draw(&setting, dims(1, [2, 1], [9, 9], [3, 2]), 500 + at as u64);
+        let mut case = Case::draw(&setting, dims(1, [2, 1], [9, 9], [3, 2]), setting.seed("differences"));
         // Feature maps have a kink at 0, from which every difference is far beside its step.
         for x in case.heads.q.floats_mut().iter_mut().chain(case.heads.k.floats_mut()).filter(|x| x.abs() < 2e-2) {
             *x = 2e-2f32.copysign(*x);
@@ -221,8 +223,8 @@ fn at_its_limit_every_mechanism_is_exact_attention() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for (at, setting) in plain_settings().into_iter().enumerate() {
-        let case = Case::draw(&setting, dims(1, [4, 2], [300, 300], [16, 16]), 60 + at as u64);
+    for setting in plain_settings() {
+        let case = Case::draw(&setting, dims(1, [4, 2], [300, 300], [16, 16]), setting.seed("threads"));
         let bits = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
             let found = pool.install(|| {
@@ -268,8 +270,8 @@ fn disturb(case: &mut Case, b: usize, first: usize) {
 #[test]
 fn no_row_knows_later_tokens() {
     let mut tally = Tally::default();
-    for (at, setting) in settings().into_iter().enumerate().filter(|(_, setting)| setting.causal) {
-        let case = Case::draw(&setting, dims(1, [2, 1], [97, 97], [8, 8]), 700 + at as u64);
+    for setting in settings().into_iter().filter(|setting| setting.causal) {
+        let case = Case::draw(&setting, dims(1, [2, 1], [97, 97], [8, 8]), setting.seed("no leak"));
         let judge = case.judge(&case.choose());
         for first in [1, 40, 64, 96] {
             let mut disturbed = case.clone();
@@ -287,8 +289,8 @@ fn no_row_knows_later_tokens() {
 #[test]
 fn batch_rows_do_not_know_each_other() {
     let mut tally = Tally::default();
-    for (at, setting) in settings().into_iter().enumerate() {
-        let case = Case::draw(&setting, dims(2, [2, 1], [40, 40], [8, 8]), 1300 + at as u64);
+    for setting in settings() {
+        let case = Case::draw(&setting, dims(2, [2, 1], [40, 40], [8, 8]), setting.seed("rows apart"));
         let judge = Judge::forward_of(&case.judge(&case.choose()));
         let mut disturbed = case.clone();
         disturb(&mut disturbed, 1, 0);
@@ -336,12 +338,12 @@ fn cut(tensor: &Tensor, start: usize, count: usize) -> Tensor {
 #[test]
 fn packed_sequences_are_those_alone() {
     let mut tally = Tally::default();
-    for (at, setting) in settings().into_iter().enumerate() {
+    for setting in settings() {
         if setting.options.iter().any(|(name, _)| *name == "dropout") {
             continue; // drops other pairs in another sequence
         }
         let lengths = [17, 0, 1, 70, 33];
-        let (whole, alone) = packed(&setting, &lengths, 2000 + at as u64);
+        let (whole, alone) = packed(&setting, &lengths, setting.seed("packed"));
         let found = whole.run(&whole.choose(), Par::default());
         let mut start = 0;
         for (case, n) in alone.iter().zip(lengths) {
@@ -421,11 +423,11 @@ impl Slice {
 #[test]
 fn step_by_step_is_the_parallel_form() {
     let mut tally = Tally::default();
-    for (at, setting) in settings().into_iter().enumerate().filter(|(_, setting)| setting.causal) {
+    for setting in settings().into_iter().filter(|setting| setting.causal) {
         let Ok(start) = setting.mechanism.start() else { continue };
         let dropless = setting.options.iter().all(|(name, _)| *name != "dropout");
         for first in [0, 1, 40].into_iter().filter(|_| dropless) {
-            let case = Case::draw(&setting, dims(1, [4, 2], [90, 90], [8, 5]), 3000 + at as u64);
+            let case = Case::draw(&setting, dims(1, [4, 2], [90, 90], [8, 5]), setting.seed("step by step"));
             let defined = if setting.about().steps_are_exact { as_exact(&case) } else { case.clone() };
             let judge = Judge::forward_of(&defined.judge(&defined.choose()));
             let mut state = start.clone();
@@ -457,8 +459,8 @@ fn step_by_step_is_the_parallel_form() {
 
 #[test]
 fn padding_gives_zeros_and_reaches_nobody() {
-    for (at, setting) in settings().into_iter().enumerate() {
-        let mut case = Case::draw(&setting, dims(2, [2, 1], [30, 30], [8, 8]), 4000 + at as u64);
+    for setting in settings() {
+        let mut case = Case::draw(&setting, dims(2, [2, 1], [30, 30], [8, 8]), setting.seed("padding"));
         case.lengths = Some(vec![21, 0]);
         let clean = case.run(&case.choose(), Par::default());
         let mut spoilt = case.clone();
@@ -482,20 +484,8 @@ fn padding_gives_zeros_and_reaches_nobody() {
 #[test]
 fn zero_vectors_and_equal_tokens_are_as_defined() {
     let mut tally = Tally::default();
-    for (at, setting) in settings().into_iter().enumerate() {
-        let mut case = Case::draw(&setting, dims(1, [2, 1], [33, 33], [8, 8]), 5000 + at as u64);
-        for tensor in [&mut case.heads.q, &mut case.heads.k, &mut case.heads.v, &mut case.x] {
-            for n in [0, 5, 32] {
-                tensor.row_mut(n).for_each(|row| row.fill(0.0));
-            }
-            let [_, heads, tokens, width] = tensor.shape;
-            for start in (0..heads).map(|h| h * tokens * width) {
-                let row = tensor.floats()[start + 7 * width..start + 8 * width].to_vec();
-                for n in [8, 20, 21] {
-                    tensor.floats_mut()[start + n * width..start + (n + 1) * width].copy_from_slice(&row);
-                }
-            }
-        }
+    for setting in settings() {
+        let case = Case::draw(&setting, dims(1, [2, 1], [33, 33], [8, 8]), setting.seed("zeros and duplicates")).degenerate();
         let choices = case.choose();
         tally.add(&setting, case.judge(&choices).check(&case.run(&choices, Par::default()), &case.name()));
     }
