@@ -2,8 +2,8 @@
 //!
 //! `approximation MODEL TEXTS.json SETTINGS.json RUNS TOKENS`: texts are a list of strings, cut to the model's limit; settings a list of
 //! `{"name", "mechanism"?, "reducer"?, "set": {"option": "value"}}`. One JSON line per setting: the cosine of every text's vector to that of
-//! exact attention (mean, lowest), tokens per second (median of `RUNS` rounds, all settings in turns, tokenizing left out), and the share of
-//! tokens that reach the end. Batches have at most `TOKENS` tokens.
+//! exact attention (mean, lowest), tokens per second (median of `RUNS` rounds, all settings in turns, tokenizing left out), and the shares of
+//! tokens that leave each layer. Batches have at most `TOKENS` tokens.
 
 use regard::mechanism::Mechanism;
 use regard::reduce::Reducer;
@@ -31,7 +31,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let expected = encode(&exact, &tokens, most)?.0;
     let models = settings.iter().map(|setting| configured(open()?, setting)).collect::<Result<Vec<_>, _>>()?;
     let mut seconds = vec![Vec::new(); models.len()];
-    let mut outcomes = vec![(Vec::new(), 0); models.len()];
+    let mut outcomes = vec![(Vec::new(), Vec::new()); models.len()];
     for _ in 0..runs {
         for (at, model) in models.iter().enumerate() {
             let start = Instant::now();
@@ -50,7 +50,7 @@ fn run() -> Result<(), Box<dyn Error>> {
                 "setting": setting, "texts": tokens.len(), "tokens": total, "runs": runs,
                 "cosine_mean": cosines.iter().sum::<f64>() / cosines.len() as f64, "cosine_lowest": lowest,
                 "median_s": seconds[seconds.len() / 2], "tokens_per_s": total as f64 / seconds[seconds.len() / 2],
-                "tokens_left": left as f64 / total as f64,
+                "tokens_left": left.iter().map(|&left| left as f64 / total as f64).collect::<Vec<_>>(),
             })
         );
     }
@@ -74,13 +74,14 @@ fn configured(model: TextEncoder, setting: &Value) -> Result<TextEncoder, Box<dy
     Ok(model)
 }
 
-/// Normalised vectors, and how many tokens reached the end.
-fn encode(model: &TextEncoder, tokens: &[Tokens], most: usize) -> Result<(Vec<f32>, usize), Box<dyn Error>> {
-    let (mut vectors, mut left) = (Vec::new(), 0);
+/// Normalised vectors, and how many tokens left each layer.
+fn encode(model: &TextEncoder, tokens: &[Tokens], most: usize) -> Result<(Vec<f32>, Vec<usize>), Box<dyn Error>> {
+    let (mut vectors, mut left) = (Vec::new(), Vec::new());
     for batch in batches(tokens, most) {
         let ids: Vec<&[u32]> = tokens[batch].iter().map(|text| &text.ids[..]).collect();
         let encoded = model.encoder.forward(&ids)?;
-        left += encoded.tokens.tokens();
+        left.resize(encoded.left.len(), 0);
+        left.iter_mut().zip(&encoded.left).for_each(|(sum, left)| *sum += left);
         vectors.extend(pool(&encoded, Pooling::Mean, true).into_data().iter::<f32>());
     }
     Ok((vectors, left))
