@@ -1,6 +1,6 @@
 """Measures Regard's token merging beside a plain PyTorch matching, in turns, on the same keys.
 
-    python bench/peers/matching_peer.py [--tokens 4096] [--width 64] [--r 1024] [--threads 2]
+    python bench/peers/matching_peer.py [--tokens 4096] [--width 64] [--r 1024] [--threads 2] [--output bench/records/NAME.json]
 
 Both give where every token went. PyTorch's is written from the paper's formulas (arXiv 2210.09461): normalise, the product of even and odd
 rows, its row maxima, a sort, a scatter. The two may differ on pairs whose cosines are equal in f32.
@@ -11,10 +11,12 @@ import statistics
 import subprocess
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from record import busy, git, machine, save
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,6 +47,7 @@ def main():
     for name, default in (("tokens", 4096), ("width", 64), ("r", 1024), ("threads", 2), ("runs", 7), ("repeat", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--program", help="the built example; without it, it is built")
+    parser.add_argument("--output", type=Path)
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     program = o.program
@@ -62,6 +65,19 @@ def main():
             times["torch"].append(seconds(lambda: matching(keys, o.r), o.repeat))
         same = (torch.from_numpy(np.fromfile(output, dtype=np.uint32).astype(np.int64)) == matching(keys, o.r)).float().mean()
     ours, theirs = (statistics.median(times[name]) for name in ("regard", "torch"))
+    if o.output:
+        settings = {name: getattr(o, name) for name in ("tokens", "width", "r", "runs", "repeat")}
+        record = {
+            "schema": "regard/matching/1",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": git("rev-parse", "HEAD"),
+            "machine": machine(o.threads) | {"torch": torch.__version__},
+            "busy": busy(),
+            "settings": settings,
+            "rows": [{"library": name, "median_s": statistics.median(of), "min_s": min(of)} for name, of in times.items()],
+            "alike": float(same),
+        }
+        save(record, o.output)
     print(f"{o.tokens} tokens, width {o.width}, r {o.r}, {o.threads} threads, median of {o.runs}: {same:.2%} of tokens go the same way")
     print(f"regard {ours * 1e3:.2f} ms, torch {theirs * 1e3:.2f} ms: {theirs / ours:.1f}x")
 
