@@ -23,6 +23,15 @@ impl Owned {
         Owned { shape, data: vec![0.0; shape.iter().product()] }
     }
 
+    /// Zeros that were written, for sums of many threads: where fresh memory is read before it is written, every page is mapped
+    /// twice, and the second time interrupts all cores.
+    pub(super) fn sums(shape: [usize; 4]) -> Self {
+        let count = shape.iter().product();
+        let mut data = Vec::with_capacity(count);
+        data.resize(count, 0.0);
+        Owned { shape, data }
+    }
+
     /// The values of a view.
     pub(super) fn widened(from: &View<'_>) -> Self {
         let shape @ [batch, heads, rows, width] = from.shape();

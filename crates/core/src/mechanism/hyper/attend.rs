@@ -93,7 +93,7 @@ impl<'a> Squares<'a> {
         let [dk, dv] = [dk, dv].map(|into| into.as_mut().map(|into| into.share(&of_keys)));
         let per_head = dims.group() * dims.queries * dims.dk + dims.keys * (dims.dk + dims.dv);
         for heads in self.heads(per_head * size_of::<f32>()) {
-            let mut slopes = Slopes::new(&heads, &dims);
+            let mut slopes = Slopes::new(&heads, &dims, !self.parts.leaves.is_empty());
             for run in runs(&self.parts.leaves, heads.batch) {
                 run.backward(&self.ground, (&heads, saved), &mut slopes, par)?;
             }

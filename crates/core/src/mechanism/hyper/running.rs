@@ -84,18 +84,20 @@ impl Task for Merge<'_> {
             let mut own = self.into.lse.claim(0, self.head, row as usize);
             let own = &mut own.row(0)[0];
             let mut o = self.into.o.claim(0, self.head, row as usize);
-            let shares = shares(own, lse.into());
-            blend(s, o.row(0), from, shares);
+            if *own == f64::NEG_INFINITY {
+                // Fresh memory is written before it is read: a page that is read first is mapped twice.
+                *own = lse.into();
+                o.row(0).copy_from_slice(from);
+            } else {
+                blend(s, o.row(0), from, shares(own, lse.into()));
+            }
         }
     }
 }
 
-/// Shares of what was seen before and of what comes; moves the log-sum-exp.
+/// Shares of what was seen before, which is something, and of what comes; moves the log-sum-exp.
 fn shares(own: &mut f64, new: f64) -> [f32; 2] {
     let highest = own.max(new);
-    if highest == f64::NEG_INFINITY {
-        return [1.0, 0.0];
-    }
     let [before, now] = [*own, new].map(|lse| (lse - highest).exp());
     *own = highest + (before + now).ln();
     [before, now].map(|share| (share / (before + now)) as f32)

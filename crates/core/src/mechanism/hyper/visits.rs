@@ -37,10 +37,12 @@ pub(super) struct Slopes {
 }
 
 impl Slopes {
-    pub(super) fn new(heads: &Heads, dims: &Dims) -> Self {
+    /// Of zeros; leaves are written before anything is added to them.
+    pub(super) fn new(heads: &Heads, dims: &Dims, leaves: bool) -> Self {
         let [queries, keys] = [(heads.query().len(), dims.queries), (heads.kv.len(), dims.keys)];
-        let zeros = |(heads, rows), width| Owned::zeros([1, heads, rows, width]);
-        Slopes { dq: zeros(queries, dims.dk), dk: zeros(keys, dims.dk), dv: zeros(keys, dims.dv) }
+        let of = if leaves { Owned::zeros } else { Owned::sums };
+        let rows = |(heads, rows), width| of([1, heads, rows, width]);
+        Slopes { dq: rows(queries, dims.dk), dk: rows(keys, dims.dk), dv: rows(keys, dims.dv) }
     }
 }
 
