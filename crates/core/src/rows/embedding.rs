@@ -4,7 +4,7 @@
 use super::id::Id;
 use super::matrix::{Matrix, MatrixMut, check_length};
 use super::sweep::{Sweep, blocks, load, store, sweep};
-use crate::simd::{Aligned, Lanes};
+use crate::simd::{Aligned, Lanes, MOST_LANES};
 use crate::view::{DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
@@ -63,16 +63,21 @@ struct Gather<'a, T, I> {
 
 impl<T: Element, I: Id> Sweep for Gather<'_, T, I> {
     #[inline(always)]
-    fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
+    fn block<S: Lanes>(&self, _: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let mut y = self.y.claim(0, 0, block);
         for (i, id) in self.ids[rows].iter().enumerate() {
-            let (from, into) = (self.table.row(id.to_i64() as usize), y.row(i));
-            let into = &mut into[..from.len()];
-            for at in (0..from.len()).step_by(S::N) {
-                store(s, into, at, load(s, from, at, 0.0));
-            }
+            copy(self.table.row(id.to_i64() as usize), y.row(i));
         }
     }
+}
+
+/// Copies a row in registers: a call that finds out about its length first takes longer than a row of a hundred numbers.
+#[inline(always)]
+fn copy<T: Copy>(from: &[T], into: &mut [T]) {
+    let (from, rest) = from.as_chunks::<MOST_LANES>();
+    let (into, last) = into.as_chunks_mut::<MOST_LANES>();
+    into.iter_mut().zip(from).for_each(|(into, from)| *into = *from);
+    last.copy_from_slice(rest);
 }
 
 struct Scatter<'a, T> {

@@ -10,10 +10,10 @@
 //! threads, which decides only how small blocks are.
 
 use super::matrix::Matrix;
-use super::sweep::{load, pieces, store};
+use super::sweep::{ahead, load, pieces, store};
 use crate::Par;
 use crate::par::Jobs;
-use crate::simd::{Across, Aligned, Along, LINE, Lanes, Left, Rows, Task, dispatch, product};
+use crate::simd::{Across, Aligned, Along, Lanes, Left, Rows, Task, dispatch, product};
 use crate::view::{Claim, DisjointRows, Element, StridedMut};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -32,8 +32,6 @@ const STEPS: usize = 256;
 const PART: usize = 384;
 /// Rows of a strip that are finished together: while they are summed, the memory of the next ones is on its way.
 const GROUP: usize = 16;
-/// Rows of B between the one that is copied and the one that is asked for.
-const AHEAD: usize = 8;
 /// Registers in a row of the tile.
 const C: usize = 2;
 /// With so many rows or fewer a product is bound by reading B, which is then read once and where it stands.
@@ -484,15 +482,6 @@ impl<T: Element> Task for PackPanels<'_, '_, T> {
                 widen(s, part, &mut into[i * size + t * panel..]);
             }
         }
-    }
-}
-
-/// Asks for the row that is copied a few rows later.
-#[inline(always)]
-fn ahead<S: Lanes, T: Element>(s: S, row: &[T], step: isize) {
-    let next = row.as_ptr().wrapping_offset(step * AHEAD as isize);
-    for at in (0..row.len()).step_by(LINE) {
-        s.prefetch(next.wrapping_add(at));
     }
 }
 

@@ -9,7 +9,7 @@
 //! alike (RMS norm without `mean g`); `dw = Σ dy x̂`, `db = Σ dy`, summed over fixed blocks of rows, then over blocks in order.
 
 use super::matrix::{Matrix, MatrixMut, check_length};
-use super::sweep::{Sweep, blocks, load, pieces, store, sweep};
+use super::sweep::{Sweep, blocks, load, next_row, pieces, registers, store, sweep};
 use crate::simd::{Aligned, Lanes};
 use crate::view::{Claim, DisjointRows, Element, StridedMut};
 use crate::{Error, Par};
@@ -56,15 +56,10 @@ impl<'a, T: Element> Norm<'a, T> {
         let mean = if self.centred { total(s, row) / width } else { 0.0 };
         let middle = s.splat(mean);
         let mut sums = [s.zero(); 4];
-        for start in (0..row.len()).step_by(4 * S::N) {
-            for (c, sum) in sums.iter_mut().enumerate() {
-                let at = start + c * S::N;
-                if at < row.len() {
-                    let x = s.sub(load(s, row, at, mean), middle);
-                    *sum = s.mul_add(x, x, *sum);
-                }
-            }
-        }
+        registers(s, row, mean, |c, x| {
+            let x = s.sub(x, middle);
+            sums[c] = s.mul_add(x, x, sums[c]);
+        });
         // Lanes past the end were filled with the mean rounded to the storage type; take their squares out again.
         let spare = row.len().next_multiple_of(S::N) - row.len();
         let off = T::from_f32(mean).to_f32() - mean;
@@ -96,14 +91,7 @@ impl<'a, T: Element> Norm<'a, T> {
 #[inline(always)]
 fn total<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
     let mut sums = [s.zero(); 4];
-    for start in (0..row.len()).step_by(4 * S::N) {
-        for (c, sum) in sums.iter_mut().enumerate() {
-            let at = start + c * S::N;
-            if at < row.len() {
-                *sum = s.add(*sum, load(s, row, at, 0.0));
-            }
-        }
-    }
+    registers(s, row, 0.0, |c, x| sums[c] = s.add(sums[c], x));
     all(s, sums)
 }
 
@@ -163,13 +151,13 @@ impl<T: Element> Sweep for Forward<'_, T> {
         let (mut y, width) = (self.y.sheet(0, 0, block), self.x.shape()[1]);
         let Some((residual, sum)) = &self.added else {
             for (i, row) in rows.enumerate() {
-                self.norm.row(s, self.x.row(row), y.part(i, 0..width));
+                self.norm.row(s, next_row(s, self.x, row), y.part(i, 0..width));
             }
             return;
         };
         let mut sum = sum.sheet(0, 0, block);
         for (i, row) in rows.enumerate() {
-            let (x, residual, sum) = (self.x.row(row), residual.row(row), sum.part(i, 0..width));
+            let (x, residual, sum) = (next_row(s, self.x, row), next_row(s, residual, row), sum.part(i, 0..width));
             for at in (0..x.len()).step_by(S::N) {
                 store(s, sum, at, s.add(load(s, x, at, 0.0), load(s, residual, at, 0.0)));
             }
@@ -261,9 +249,9 @@ impl<T: Element> Sweep for Backward<'_, T> {
 impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut Claim<'_, f32>) {
-        let (norm, x) = (self.norm, self.x.row(row));
+        let (norm, x) = (self.norm, next_row(s, self.x, row));
         // One length, known to be one: a single comparison per step then stands for all loads and stores.
-        let (dy, weight, dx) = (&self.dy.row(row)[..x.len()], &norm.weight[..x.len()], &mut dx[..x.len()]);
+        let (dy, weight, dx) = (&next_row(s, self.dy, row)[..x.len()], &norm.weight[..x.len()], &mut dx[..x.len()]);
         let moments = norm.moments(s, x);
         let (dweight, dbias) = sums.row(0).split_at_mut(x.len());
         let dbias = &mut dbias[..x.len()];

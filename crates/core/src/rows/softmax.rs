@@ -5,7 +5,7 @@
 //! Logits of -inf have no weight. A row of nothing but -inf has no weights at all: zeros, and -inf in the logarithm; so no gradient.
 
 use super::matrix::{Matrix, MatrixMut};
-use super::sweep::{Sweep, blocks, load, store, sweep};
+use super::sweep::{Sweep, blocks, load, next_row, registers, store, sweep};
 use crate::simd::{Aligned, Lanes};
 use crate::view::{DisjointRows, Element};
 use crate::{Error, Par};
@@ -75,14 +75,7 @@ fn pull_back<T: Element, const LOG: bool>(
 #[inline(always)]
 pub(super) fn largest<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
     let mut most = [s.splat(f32::NEG_INFINITY); 4];
-    for start in (0..row.len()).step_by(4 * S::N) {
-        for (c, most) in most.iter_mut().enumerate() {
-            let at = start + c * S::N;
-            if at < row.len() {
-                *most = s.max(*most, load(s, row, at, f32::NEG_INFINITY));
-            }
-        }
-    }
+    registers(s, row, f32::NEG_INFINITY, |c, x| most[c] = s.max(most[c], x));
     s.largest(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])))
 }
 
@@ -109,7 +102,7 @@ impl<T: Element, const LOG: bool> Sweep for Normalise<'_, T, LOG> {
         let mut claim = self.y.claim(0, 0, block);
         let weights = scratch.take(self.x.shape()[1].next_multiple_of(S::N));
         for (i, row) in rows.enumerate() {
-            let (from, into) = (self.x.row(row), claim.row(i));
+            let (from, into) = (next_row(s, self.x, row), claim.row(i));
             let m = offset(largest(s, from));
             let mut sum = s.zero();
             for at in (0..from.len()).step_by(S::N) {
@@ -147,12 +140,15 @@ impl<T: Element, const LOG: bool> Sweep for PullBack<'_, T, LOG> {
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let mut claim = self.dx.claim(0, 0, block);
         for (i, row) in rows.enumerate() {
-            let (y, dy, dx) = (self.y.row(row), self.dy.row(row), claim.row(i));
-            let mut sum = s.zero();
-            for at in (0..y.len()).step_by(S::N) {
+            let y = next_row(s, self.y, row);
+            // One length, known to be one: a single comparison per step then stands for all loads and stores.
+            let (dy, dx) = (&next_row(s, self.dy, row)[..y.len()], &mut claim.row(i)[..y.len()]);
+            let mut sums = [s.zero(); 2];
+            for (c, at) in (0..y.len()).step_by(S::N).enumerate() {
                 let factor = if LOG { s.splat(1.0) } else { load(s, y, at, 0.0) };
-                sum = s.mul_add(factor, load(s, dy, at, 0.0), sum);
+                sums[c % 2] = s.mul_add(factor, load(s, dy, at, 0.0), sums[c % 2]);
             }
+            let sum = s.add(sums[0], sums[1]);
             let sum = s.splat(s.sum(sum));
             for at in (0..y.len()).step_by(S::N) {
                 let (y, dy) = (load(s, y, at, 0.0), load(s, dy, at, 0.0));

@@ -3,13 +3,17 @@
 
 use super::matrix::{Matrix, MatrixMut};
 use crate::par::Jobs;
-use crate::simd::{Aligned, Lanes, MOST_LANES, Task, dispatch};
+use crate::simd::{Aligned, LINE, Lanes, MOST_LANES, Task, dispatch};
 use crate::view::{Claim, DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
 
 /// Elements of a block: some tens of kilobytes, which stay in the cache between two passes over a row.
 const BLOCK: usize = 16_384;
+/// Rows between the one that is read and the one that is asked for.
+const AHEAD: usize = 8;
+/// Elements of the longest row that is asked for before its turn; longer ones the machine fetches ahead by itself.
+const LONGEST_ASKED: usize = 2048;
 /// What an element costs, in the operations that [`Par::run`] counts.
 const COST: f64 = 16.0;
 
@@ -52,6 +56,26 @@ impl<W: Sweep> Task for Worker<'_, W> {
     }
 }
 
+/// Asks for the row that is read a few rows later.
+#[inline(always)]
+pub(super) fn ahead<S: Lanes, T: Element>(s: S, row: &[T], step: isize) {
+    let next = row.as_ptr().wrapping_offset(step * AHEAD as isize);
+    for at in (0..row.len()).step_by(LINE * size_of::<f32>() / size_of::<T>()) {
+        s.prefetch(next.wrapping_add(at));
+    }
+}
+
+/// A row of a sweep from one row to the next, a later one asked for: what is found out about a row before it is read again leaves
+/// the machine no time to look ahead.
+#[inline(always)]
+pub(super) fn next_row<'a, S: Lanes, T: Element>(s: S, matrix: &Matrix<'a, T>, row: usize) -> &'a [T] {
+    let here = matrix.row(row);
+    if here.len() <= LONGEST_ASKED {
+        ahead(s, here, matrix.strides()[0]);
+    }
+    here
+}
+
 /// The lanes of a row from `at` on; lanes past its end are `fill`.
 #[inline(always)]
 pub(crate) fn load<S: Lanes, T: Element>(s: S, row: &[T], at: usize, fill: f32) -> S::F {
@@ -73,6 +97,21 @@ pub(crate) fn store<S: Lanes, T: Element>(s: S, row: &mut [T], at: usize, x: S::
     T::store(s, &mut part, x);
     let length = row.len() - at;
     row[at..].copy_from_slice(&part[..length]);
+}
+
+/// Shows every register of a row, the last one filled up, with a number below 4 that counts them: for four sums in flight.
+#[inline(always)]
+pub(super) fn registers<S: Lanes, T: Element>(s: S, row: &[T], fill: f32, mut show: impl FnMut(usize, S::F)) {
+    let mut groups = row.chunks_exact(4 * S::N);
+    for group in &mut groups {
+        for c in 0..4 {
+            show(c, T::load(s, &group[c * S::N..]));
+        }
+    }
+    let rest = groups.remainder();
+    for (c, at) in (0..rest.len()).step_by(S::N).enumerate() {
+        show(c, load(s, rest, at, fill));
+    }
 }
 
 /// What becomes of elements at the same place of `I` matrices, written to `O` matrices.
@@ -150,7 +189,10 @@ fn along<S: Lanes, T: Element, E: Each<I, O>, const I: usize, const O: usize>(
         Part::All => claim.together().expect("asked before"),
         Part::Row(i) => claim.row(i),
     });
-    for at in (0..from[0].len()).step_by(S::N) {
+    // One length, known to be one: a single comparison per step then stands for all loads and stores.
+    let length = from[0].len();
+    let (from, mut into) = (from.map(|from| &from[..length]), into.each_mut().map(|into| &mut into[..length]));
+    for at in (0..length).step_by(S::N) {
         let mut x = [s.zero(); I];
         for (x, from) in x.iter_mut().zip(from) {
             *x = load(s, from, at, 0.0);
