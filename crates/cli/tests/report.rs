@@ -32,7 +32,7 @@ fn refused(text: &str, words: &[&str]) {
 fn a_page_says_what_its_records_say() {
     let desk = Desk::new();
     let page = desk.path("page.html");
-    let outcome = report(&[&committed("2026-11-23-bench.json"), &committed("2026-11-23-clustered.json")], &page).done();
+    let outcome = report(&[&committed("2026-11-23-bench.json"), &committed("2026-11-26-clustered.json")], &page).done();
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", ""));
     let text = fs::read_to_string(&page).unwrap();
     assert!(text.starts_with("<!doctype html>") && text.ends_with("</html>\n"));

@@ -51,6 +51,23 @@ fn every_benchmark_that_is_committed_is_read() {
 }
 
 #[test]
+fn every_record_that_is_named_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let of = |folder: &str| fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let pages = [of("."), of("docs"), of("crates/report/tests/browser")].concat();
+    let mut named = 0;
+    for page in pages.iter().filter(|path| path.extension().is_some_and(|ending| ending == "md" || ending == "sh")) {
+        let text = fs::read_to_string(page).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.');
+        for name in words.filter(|word| word.starts_with("20") && word.ends_with(".json")) {
+            named += 1;
+            assert!(root.join("bench/records").join(name).is_file(), "{} names {name}", page.display());
+        }
+    }
+    assert!(named >= 20, "{named} records are named");
+}
+
+#[test]
 fn what_is_written_is_read_again() {
     for name in ["sweep.json", "compare.json", "run-exact.json", "hostile.json", "compression.json"] {
         let record = read(name, &made_up(name));

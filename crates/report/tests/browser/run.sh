@@ -27,7 +27,7 @@ page() {
 records=crates/report/tests/records
 page sweep "$records/sweep.json"
 page compare "$records/compare.json" "$records/run-exact.json" "$records/run-prune.json"
-page real bench/records/2026-11-23-bench.json bench/records/2026-11-23-clustered.json bench/records/2026-11-23-nats.json
+page real bench/records/2026-11-23-bench.json bench/records/2026-11-26-clustered.json bench/records/2026-11-26-nats.json
 page hostile "$records/hostile.json"
 cd "$folder"
 CHROMIUM=$(command -v chromium) node check.mjs
