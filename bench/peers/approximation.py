@@ -67,7 +67,7 @@ def main():
     arguments = parser.parse_args()
     reviews = [line.split("\t", 1)[-1] for line in arguments.reviews.read_text(encoding="utf-8").splitlines()[:256]]
     record = {
-        "schema": "regard/approximation/1",
+        "schema": "regard/approximation/2",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
         "machine": machine(os.cpu_count()),
