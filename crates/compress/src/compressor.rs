@@ -126,15 +126,19 @@ impl Compressor {
     }
 
     /// With the model of a folder: an encoder of the BERT family as Hugging Face writes it, a name on its hub, or a run of `regard train` on language.
+    /// Of an encoder the first `layers` layers are read, by default all.
     ///
     /// # Errors
     /// If there is no such model, or an option does not fit it.
-    pub fn open(model: &str, options: Options) -> Result<Self, Error> {
-        let reader: Arc<dyn Reader> = if is_run(Path::new(model)) {
-            Arc::new(RunReader::open(Path::new(model))?)
-        } else {
-            Arc::new(EncoderReader::open(&Folder::find(model)?)?)
-        };
+    pub fn open(model: &str, layers: Option<usize>, options: Options) -> Result<Self, Error> {
+        let run = is_run(Path::new(model));
+        if run && layers.is_some() {
+            let message =
+                format!("{model} is a run of regard train, which is read whole; an encoder of the BERT family may be read in part");
+            return Err(Error::Option { name: "layers", message });
+        }
+        let reader: Arc<dyn Reader> =
+            if run { Arc::new(RunReader::open(Path::new(model))?) } else { Arc::new(EncoderReader::open(&Folder::find(model)?, layers)?) };
         Self::new(reader, options)
     }
 

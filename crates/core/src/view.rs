@@ -24,6 +24,17 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     }
     /// Writes all lanes to the front of a slice, rounded to nearest even.
     fn store<S: Lanes>(s: S, into: &mut [Self], x: S::F);
+    /// The first `2N` elements of a slice, widened, in an order of the level's own.
+    #[inline(always)]
+    fn load_two<S: Lanes>(s: S, from: &[Self]) -> [S::F; 2] {
+        [Self::load(s, from), Self::load(s, &from[S::N..])]
+    }
+    /// Writes `2N` elements in the order of [`Element::load_two`] to the front of a slice, rounded to nearest even.
+    #[inline(always)]
+    fn store_two<S: Lanes>(s: S, into: &mut [Self], x: [S::F; 2]) {
+        Self::store(s, into, x[0]);
+        Self::store(s, &mut into[S::N..], x[1]);
+    }
     /// The values themselves, where the type is f32.
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
         None
@@ -71,6 +82,14 @@ impl Element for bf16 {
     #[inline(always)]
     fn store<S: Lanes>(s: S, into: &mut [bf16], x: S::F) {
         s.store_bf16(into, x);
+    }
+    #[inline(always)]
+    fn load_two<S: Lanes>(s: S, from: &[bf16]) -> [S::F; 2] {
+        s.load_two_bf16(from)
+    }
+    #[inline(always)]
+    fn store_two<S: Lanes>(s: S, into: &mut [bf16], x: [S::F; 2]) {
+        s.store_two_bf16(into, x);
     }
 }
 
@@ -592,7 +611,7 @@ impl<'a, T> DisjointRows<'a, T> {
     /// [`DisjointRows::claim`] of rows that are written once, from end to end, so that fresh memory need not be filled beforehand.
     pub(crate) fn sheet(&self, b: usize, h: usize, piece: usize) -> Sheet<'_, T> {
         let (claim, fill) = self.take(b, h, piece);
-        Sheet { claim, open: fill.map(|fill| (fill, Strip { columns: 0..0, row: 0 })) }
+        Sheet { claim, open: fill.map(|fill| (fill, Strip::default())) }
     }
 }
 
@@ -677,8 +696,8 @@ impl<T> Claim<'_, T> {
     }
 }
 
-/// A piece of rows that is written once. Fresh memory is written strip of columns by strip, every strip from its first row to
-/// its last; where that is not brought to an end, the piece is filled when the sheet is dropped.
+/// A piece of rows that is written once. Fresh memory is written some rows at a time, these strip of columns by strip, and every strip from its
+/// first row to its last; where that is not brought to an end, the piece is filled when the sheet is dropped.
 #[derive(Debug)]
 pub(crate) struct Sheet<'a, T> {
     claim: ManuallyDrop<Claim<'a, T>>,
@@ -686,8 +705,12 @@ pub(crate) struct Sheet<'a, T> {
     open: Option<(Fill<T>, Strip)>,
 }
 
-#[derive(Debug)]
+/// Where writing stands: rows before `first` are complete.
+#[derive(Debug, Default)]
 struct Strip {
+    first: usize,
+    /// Behind the last row that is written together with `first`; known from the second strip on.
+    end: Option<usize>,
     columns: Range<usize>,
     /// The next row.
     row: usize,
@@ -707,7 +730,7 @@ impl<T: Copy + Default> Sheet<'_, T> {
             // SAFETY: as for [`Claim::row`], of memory that need not hold values.
             #[allow(unsafe_code)]
             clear::<T>(unsafe { std::slice::from_raw_parts_mut(first.cast(), columns.len()) });
-            if strip.advance(row, &columns, rows) == width {
+            if strip.advance(row, &columns, width) == rows {
                 self.open = None;
             }
         }
@@ -720,14 +743,26 @@ impl<T: Copy + Default> Sheet<'_, T> {
 }
 
 impl Strip {
-    /// Steps over columns of a row, one of `rows`; how many columns are finished in all rows then.
+    /// Steps over columns of a row; how many rows are complete then.
     #[inline(always)]
-    fn advance(&mut self, row: usize, columns: &Range<usize>, rows: usize) -> usize {
-        let expected = if self.row == 0 { self.columns.end == columns.start } else { self.columns == *columns };
-        assert!(self.row == row && expected, "fresh memory is written strip by strip, from the first row on");
-        self.columns = columns.clone();
-        self.row = if row + 1 == rows { 0 } else { row + 1 };
-        if self.row == 0 { columns.end } else { columns.start }
+    fn advance(&mut self, row: usize, columns: &Range<usize>, width: usize) -> usize {
+        if self.columns != *columns || row != self.row {
+            let ended = self.end.is_none_or(|end| end == self.row);
+            assert!(
+                ended && row == self.first && columns.start == self.columns.end,
+                "fresh memory is written strip by strip, from the first row on"
+            );
+            if columns.start > 0 {
+                self.end = Some(self.row);
+            }
+            self.columns = columns.clone();
+        }
+        assert!(self.end.is_none_or(|end| row < end), "a strip is longer than the one before it");
+        self.row = row + 1;
+        if columns.end == width && self.end.is_none_or(|end| end == self.row) {
+            *self = Strip { first: self.row, row: self.row, ..Strip::default() };
+        }
+        self.first
     }
 }
 
@@ -879,9 +914,9 @@ mod tests {
         assert!(StridedMut::fresh(&mut values, [1, 2, 3, 4], [24, 4, 9, 1], "o").is_err());
     }
 
-    /// Writes `rows` rows of a strip, the number of their column in each place.
-    fn write_strip(sheet: &mut Sheet<'_, f32>, rows: usize, columns: Range<usize>) {
-        for row in 0..rows {
+    /// Writes rows of a strip, the number of their column in each place.
+    fn write_strip(sheet: &mut Sheet<'_, f32>, rows: Range<usize>, columns: Range<usize>) {
+        for row in rows {
             let lanes: [f32; 8] = std::array::from_fn(|i| (columns.start + i) as f32);
             let part = sheet.part(row, columns.clone());
             let count = part.len();
@@ -895,13 +930,65 @@ mod tests {
         let mut out = StridedMut::fresh(&mut values, [1, 1, 3, 12], [36, 36, 12, 1], "o").unwrap();
         let tiles = DisjointRows::tiles(&mut out, &pieces, &columns);
         let mut sheet = tiles.sheet(0, 1, 0);
-        write_strip(&mut sheet, 2, 0..8);
-        write_strip(&mut sheet, 2, 8..10);
+        write_strip(&mut sheet, 0..2, 0..8);
+        write_strip(&mut sheet, 0..2, 8..10);
         drop(sheet);
-        write_strip(&mut tiles.sheet(0, 1, 1), 1, 0..8);
+        write_strip(&mut tiles.sheet(0, 1, 1), 0..1, 0..8);
         drop(tiles);
         let row: Vec<f32> = [0.0, 0.0].into_iter().chain((0..10).map(|i| i as f32)).collect();
         assert_eq!(values, [&row[..], &row, &[0.0; 12]].concat());
+    }
+
+    #[test]
+    fn fresh_memory_is_written_some_rows_at_a_time() {
+        let order = [(0..2, 0..8), (0..2, 8..10), (2..3, 0..10), (3..5, 0..3), (3..5, 3..4), (3..5, 4..10)];
+        for count in 0..=order.len() {
+            let mut values = Vec::new();
+            let mut out = StridedMut::fresh(&mut values, [1, 1, 6, 10], [60, 60, 10, 1], "o").unwrap();
+            let pieces = [0..5, 5..6];
+            let rows = DisjointRows::new(&mut out, &pieces);
+            let mut sheet = rows.sheet(0, 0, 0);
+            for (rows, columns) in &order[..count] {
+                for start in columns.clone().step_by(8) {
+                    let columns = start..columns.end.min(start + 8);
+                    if columns == (0..8) && rows.len() == 1 {
+                        // One row by itself may be written in any number of parts.
+                        write_strip(&mut sheet, rows.clone(), 0..5);
+                        write_strip(&mut sheet, rows.clone(), 5..8);
+                    } else {
+                        write_strip(&mut sheet, rows.clone(), columns);
+                    }
+                }
+            }
+            assert_eq!(sheet.open.is_none(), count == order.len());
+            drop(sheet);
+            drop(rows);
+            let whole: Vec<f32> = (0..50).map(|i| (i % 10) as f32).chain([0.0; 10]).collect();
+            assert_eq!(values, if count == order.len() { whole } else { vec![0.0; 60] });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "longer than the one before")]
+    fn a_strip_of_fresh_memory_is_as_long_as_the_first() {
+        let (mut values, pieces) = (Vec::<f32>::new(), [0..3, 3..4]);
+        let mut out = StridedMut::fresh(&mut values, [1, 1, 4, 8], [32, 32, 8, 1], "o").unwrap();
+        let rows = DisjointRows::new(&mut out, &pieces);
+        let mut sheet = rows.sheet(0, 0, 0);
+        write_strip(&mut sheet, 0..2, 0..4);
+        write_strip(&mut sheet, 0..3, 4..6);
+    }
+
+    #[test]
+    #[should_panic(expected = "strip by strip")]
+    fn a_strip_of_fresh_memory_is_not_left_before_its_end() {
+        let (mut values, pieces) = (Vec::<f32>::new(), [0..3, 3..4]);
+        let mut out = StridedMut::fresh(&mut values, [1, 1, 4, 8], [32, 32, 8, 1], "o").unwrap();
+        let rows = DisjointRows::new(&mut out, &pieces);
+        let mut sheet = rows.sheet(0, 0, 0);
+        write_strip(&mut sheet, 0..2, 0..4);
+        write_strip(&mut sheet, 0..1, 4..6);
+        write_strip(&mut sheet, 0..2, 6..8);
     }
 
     #[test]

@@ -163,6 +163,33 @@ fn a_step_in_parts_is_the_step() {
 }
 
 #[test]
+fn replicas_learn_what_parts_in_turn_learn_to_the_same_bits() {
+    let learned = |mixing: Value, accumulate: usize, replicas: usize| {
+        let train = json!({"batch": 13, "accumulate": accumulate, "replicas": replicas, "steps": 6, "rate": 1e-3, "warm_up": 1,
+            "evaluate_every": 6, "evaluate_examples": 16, "log_every": 1, "clip": 0.5});
+        let outcome = run(mixing, train).train(&Echo::new(), None, &mut quiet).unwrap();
+        let lines: Vec<_> = outcome.lines.iter().filter_map(|line| Some((line.loss?.to_bits(), line.gradient?.to_bits()))).collect();
+        (lines, outcome.test.scores, outcome.state.tokens, outcome.state.restarts)
+    };
+    for mixing in [json!("exact"), json!({"mechanism": "vq", "codebook_size": 8, "block": 8, "recent": 8}), json!("nats")] {
+        let turns = learned(mixing.clone(), 4, 1);
+        assert_eq!(turns.0.len(), 6);
+        assert_eq!(turns, learned(mixing.clone(), 1, 4), "{mixing}");
+        assert_eq!(turns, learned(mixing.clone(), 2, 2), "{mixing}");
+        assert_ne!(turns.0, learned(mixing, 1, 1).0, "parts are rounded otherwise, or there were none");
+    }
+}
+
+#[test]
+fn replicas_and_dropout_are_refused_together() {
+    let mut run = run(json!("exact"), json!({"batch": 8, "replicas": 2, "steps": 1}));
+    let ModelConfig::Sizes(sizes) = &mut run.model else { unreachable!() };
+    sizes.dropout = 0.1;
+    let error = run.train(&Echo::new(), None, &mut quiet).unwrap_err().to_string();
+    assert!(error.starts_with("train.replicas: dropout draws"), "{error}");
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let train =

@@ -30,6 +30,9 @@ pub struct Sources {
     /// Encoder whose attention and sentence vectors say what words are worth, and which judges how near texts are: a folder or a name on the hub
     #[arg(long, value_name = "DIR|NAME", requires = "task")]
     model: Option<String>,
+    /// Also judge the attention of the encoder's first N layers
+    #[arg(long, value_name = "N,…", value_delimiter = ',', requires = "model")]
+    layers: Vec<usize>,
     /// Run of regard train on language whose surprise says what words are worth; the model that is part of the program by default
     #[arg(long, value_name = "RUN", requires = "task")]
     language: Option<PathBuf>,
@@ -93,7 +96,7 @@ fn contenders(sources: &Sources) -> Result<Vec<Contender>, Failure> {
         None => Arc::new(RunReader::embedded().map_err(super::refuse)?),
     };
     let reader: Arc<dyn Reader> = match &sources.model {
-        Some(model) => Arc::new(EncoderReader::open(&Folder::find(model).map_err(model_error)?).map_err(super::refuse)?),
+        Some(model) => encoder(model, None)?,
         None => Arc::clone(&language),
     };
     let by = |name: &str, method: Method| Contender {
@@ -108,6 +111,10 @@ fn contenders(sources: &Sources) -> Result<Vec<Contender>, Failure> {
     let looking = [("attention", Method::Attention), ("embedding", Method::Embedding)];
     let looks = looking.into_iter().filter(|_| !reader.is_causal());
     let mut all: Vec<Contender> = looks.map(|(name, method)| by(name, method)).collect();
+    for &layers in &sources.layers {
+        let reader = encoder(sources.model.as_deref().unwrap_or_default(), Some(layers))?;
+        all.push(Contender { reader, ..by(&format!("attention, {layers} layers"), Method::Attention) });
+    }
     all.extend(language.is_causal().then_some(told));
     all.extend(others.map(|(name, method)| by(name, method)));
     for contender in &all {
@@ -115,6 +122,11 @@ fn contenders(sources: &Sources) -> Result<Vec<Contender>, Failure> {
         Compressor::new(Arc::clone(&contender.reader), options).map_err(super::refuse)?;
     }
     Ok(all)
+}
+
+fn encoder(model: &str, layers: Option<usize>) -> Result<Arc<dyn Reader>, Failure> {
+    let folder = Folder::find(model).map_err(model_error)?;
+    Ok(Arc::new(EncoderReader::open(&folder, layers).map_err(super::refuse)?))
 }
 
 fn model_error(error: regard_models::Error) -> Failure {

@@ -41,6 +41,9 @@ pub struct Compress {
     /// Folder or hub name of an encoder, or the folder of a run of regard train on language; a small language model that is part of the program by default
     #[arg(long, value_name = "DIR|NAME")]
     model: Option<String>,
+    /// Read the first N layers of the encoder alone: faster in proportion
+    #[arg(long, value_name = "N", requires = "model")]
+    layers: Option<usize>,
     /// What the text will be asked; words of sentences that are near to it count more
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
@@ -96,7 +99,7 @@ pub fn run(compress: &Compress) -> Result<(), Failure> {
     let mut writer = Writer::new(compress.format, compress.output.as_deref())?;
     let inputs = Input::all(&compress.files)?;
     let mut compressor = match &compress.model {
-        Some(model) => Compressor::open(model, options),
+        Some(model) => Compressor::open(model, compress.layers, options),
         None => Compressor::embedded(options),
     }
     .map_err(refuse)?;

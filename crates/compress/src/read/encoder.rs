@@ -13,11 +13,12 @@ pub struct EncoderReader {
 }
 
 impl EncoderReader {
-    /// The encoder and the tokenizer of a folder.
+    /// The encoder and the tokenizer of a folder; with `layers`, as many of the first layers as that. What is said of a piece takes time in
+    /// proportion to them.
     ///
     /// # Errors
-    /// The first file or tensor that does not fit.
-    pub fn open(folder: &Folder) -> Result<Self, Error> {
+    /// The first file or tensor that does not fit; if there are fewer layers.
+    pub fn open(folder: &Folder, layers: Option<usize>) -> Result<Self, Error> {
         let splitter = Splitter::open(&folder.tokenizer)?;
         let around = splitter.around()?;
         let encoder = Encoder::read(folder, &cpu())?;
@@ -29,7 +30,11 @@ impl EncoderReader {
         if special.len() >= encoder.limit() {
             return Err(Error::Model(format!("{} special tokens leave no room in {} positions", special.len(), encoder.limit())));
         }
-        Ok(EncoderReader { encoder, splitter, around })
+        let depth = encoder.depth();
+        if let Some(layers) = layers.filter(|layers| !(1..=depth).contains(layers)) {
+            return Err(Error::Option { name: "layers", message: format!("{layers} of {depth}; read 1 to {depth} of them") });
+        }
+        Ok(EncoderReader { encoder: encoder.with_depth(layers.unwrap_or(depth)), splitter, around })
     }
 }
 

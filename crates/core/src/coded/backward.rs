@@ -211,7 +211,7 @@ struct Worker<'a> {
     shared: &'a Shared<'a>,
     all: &'a [Job],
     left: &'a [Mutex<Option<Kept>>],
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
     desk: &'a mut Desk,
 }
 

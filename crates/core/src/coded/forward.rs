@@ -109,7 +109,7 @@ thread_local! {
 struct Worker<'a> {
     shared: &'a Shared<'a>,
     all: &'a [Job],
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
 }
 

@@ -142,7 +142,7 @@ struct RowProducts<'a> {
     dims: &'a Dims,
     pieces: &'a [Range<usize>],
     rows: &'a DisjointRows<'a, f32>,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
 }
 
 impl Task for RowProducts<'_> {
@@ -253,7 +253,7 @@ thread_local! {
 
 struct Worker<'a> {
     shared: &'a Shared<'a>,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
 }
 

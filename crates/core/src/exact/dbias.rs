@@ -33,7 +33,7 @@ struct Worker<'a> {
     rows: &'a DisjointRows<'a, f32>,
     /// Batch rows and heads of the bias.
     shape: [usize; 2],
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
 }
 
 #[derive(Default)]

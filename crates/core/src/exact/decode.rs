@@ -73,7 +73,7 @@ thread_local! {
 
 struct Worker<'a> {
     shared: &'a Shared<'a>,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
 }
 

@@ -95,7 +95,7 @@ thread_local! {
 
 struct Worker<'a> {
     shared: &'a Shared<'a>,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
 }
 

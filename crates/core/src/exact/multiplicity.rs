@@ -49,7 +49,7 @@ struct Worker<'a> {
     delta: &'a [f32],
     intervals: &'a [Intervals],
     all: &'a [Mutex<Slopes>],
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
 }
 
 #[derive(Default)]

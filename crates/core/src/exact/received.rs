@@ -29,7 +29,7 @@ struct Worker<'a> {
     lse: &'a [f32],
     pieces: &'a [Range<usize>],
     rows: &'a DisjointRows<'a, f32>,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
 }
 
 #[derive(Default)]

@@ -134,7 +134,7 @@ struct Worker<'a, F> {
     parts: &'a [Meeting],
     fold: &'a F,
     states: &'a DisjointRows<'a, [f32; 2]>,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
 }
 
 impl<F: Fold> Task for Worker<'_, F> {

@@ -39,7 +39,7 @@ impl Uniform {
         let mut out = StridedMut::contiguous(&mut rows, [1, 1, dims.batch * heads, dims.keys], "rows").expect("one row per head");
         let shared = DisjointRows::new(&mut out, &ones);
         let pairs = (dims.batch * heads * dims.keys) as f64 * if by_pairs { dims.queries as f64 } else { 1.0 };
-        par.run(dims.batch * heads, 10.0 * pairs, |jobs: &Jobs| {
+        par.run(dims.batch * heads, 10.0 * pairs, |jobs: &Jobs<'_>| {
             while let Some(row) = jobs.take() {
                 let mut claim = shared.claim(0, 0, row);
                 let head = Head { problem, b: row / heads, h: row % heads * dims.heads / heads };

@@ -4,7 +4,7 @@
 use super::id::Id;
 use super::matrix::{Matrix, MatrixMut, check_length};
 use super::sweep::{Sweep, blocks, load, store, sweep};
-use crate::simd::{Aligned, Lanes, MOST_LANES};
+use crate::simd::{Aligned, LINE, Lanes};
 use crate::view::{DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
@@ -71,11 +71,16 @@ impl<T: Element, I: Id> Sweep for Gather<'_, T, I> {
     }
 }
 
-/// Copies a row in registers: a call that finds out about its length first takes longer than a row of a hundred numbers.
+/// Copies a row line by line: a call that finds out about its length first takes longer than a row of a hundred numbers.
 #[inline(always)]
 fn copy<T: Copy>(from: &[T], into: &mut [T]) {
-    let (from, rest) = from.as_chunks::<MOST_LANES>();
-    let (into, last) = into.as_chunks_mut::<MOST_LANES>();
+    if size_of::<T>() == 2 { copy_chunks::<T, { 2 * LINE }>(from, into) } else { copy_chunks::<T, LINE>(from, into) }
+}
+
+#[inline(always)]
+fn copy_chunks<T: Copy, const N: usize>(from: &[T], into: &mut [T]) {
+    let (from, rest) = from.as_chunks::<N>();
+    let (into, last) = into.as_chunks_mut::<N>();
     into.iter_mut().zip(from).for_each(|(into, from)| *into = *from);
     last.copy_from_slice(rest);
 }

@@ -19,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 /// Rows, columns of a block of C at most.
-pub(super) const BLOCK: [usize; 2] = [256, 256];
+pub(super) const BLOCK: [usize; 2] = [512, 256];
 /// Rows and columns of a block at least, where the number of jobs is the reason to divide.
 const SMALLEST: [usize; 2] = [64, 64];
 /// Jobs that are enough for any machine at hand.
@@ -30,8 +30,6 @@ const SHARE: usize = 3;
 const STEPS: usize = 256;
 /// Steps of k that a part has at least.
 const PART: usize = 384;
-/// Rows of a strip that are finished together: while they are summed, the memory of the next ones is on its way.
-const GROUP: usize = 16;
 /// Registers in a row of the tile.
 const C: usize = 2;
 /// With so many rows or fewer a product is bound by reading B, which is then read once and where it stands.
@@ -47,7 +45,7 @@ pub(super) trait Finish: Sync {
     /// Before the first values of a block.
     fn open(&self, block: &Block) -> Self::Open<'_>;
 
-    /// Rows and columns of the block that come after those that are summed now.
+    /// Rows and columns of the block that come after those that are summed now, perhaps beyond its end.
     fn ahead<S: Lanes>(&self, _s: S, _open: &Self::Open<'_>, _tile: [Range<usize>; 2]) {}
 
     /// `values` holds rows and columns `tile`, counted from the start of the block, `stride` apart.
@@ -170,7 +168,7 @@ struct Total<'a, F> {
     grid: &'a Grid,
     sums: &'a [f32],
     finish: &'a F,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
 }
 
 impl<F: Finish> Task for Total<'_, F> {
@@ -239,18 +237,20 @@ impl<A: Element, B: Element, F: Finish> Blocks<'_, A, B, F> {
             let a = left(s, self.a, [block.rows.clone(), steps.clone()], m, &mut scratch.a);
             let b = scratch.b.take(block.columns.len().next_multiple_of(panel).max(panel) * steps.len());
             s.vectorize(PackPanels { from: self.b, part: [steps.clone(), block.columns.clone()], into: b, panel });
-            for (i, columns) in runs(block.columns.clone(), panel).enumerate() {
-                let b = &b[i * panel * steps.len()..];
-                let strip = Strip { a, b: Rows::new(b, panel), first: steps.start == part.start, steps: steps.len() };
-                let columns = columns.start - block.columns.start..columns.end - block.columns.start;
-                for (rows, c) in runs(0..m, GROUP).zip(c[i % strips * m * panel..].chunks_mut(GROUP * panel)) {
+            // A tile meets all panels of B before the next one does: it stays in the nearest cache, and what it becomes is written along rows.
+            for rows in (0..m).step_by(R).map(|first| first..first + R) {
+                for (i, columns) in runs(block.columns.clone(), panel).enumerate() {
+                    let b = &b[i * panel * steps.len()..];
+                    let strip = Strip { a, b: Rows::new(b, panel), first: steps.start == part.start, steps: steps.len() };
+                    let columns = columns.start - block.columns.start..columns.end - block.columns.start;
+                    let c = &mut c[(i % strips * m + rows.start) * panel..][..rows.len() * panel];
                     if steps.end == part.end {
-                        self.finish.ahead(s, &open, [rows.end..rows.end + GROUP, columns.clone()]);
+                        self.finish.ahead(s, &open, [rows.clone(), columns.clone()]);
                     }
                     strip.add(s, rows.clone(), c);
                     if steps.end == part.end {
                         let rows = rows.start..block.rows.len().min(rows.end);
-                        self.finish.finish(s, &mut open, [rows, columns.clone()], Rows::new(c, panel));
+                        self.finish.finish(s, &mut open, [rows, columns], Rows::new(c, panel));
                     }
                 }
             }
@@ -287,7 +287,7 @@ fn runs(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> 
 
 struct Worker<'a, W> {
     work: &'a W,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
 }
 

@@ -249,33 +249,90 @@ impl<T: Element> Sweep for Backward<'_, T> {
 impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut Claim<'_, f32>) {
-        let (norm, x) = (self.norm, next_row(s, self.x, row));
-        // One length, known to be one: a single comparison per step then stands for all loads and stores.
-        let (dy, weight, dx) = (&next_row(s, self.dy, row)[..x.len()], &norm.weight[..x.len()], &mut dx[..x.len()]);
-        let moments = norm.moments(s, x);
+        let x = next_row(s, self.x, row);
+        let (dy, weight, dx) = (&next_row(s, self.dy, row)[..x.len()], &self.norm.weight[..x.len()], &mut dx[..x.len()]);
+        let (width, moments) = (x.len() as f32, self.norm.moments(s, x));
+        let slope = Slope { unit: [s.splat(moments[0]), s.splat(moments[1])], means: [s.zero(); 2] };
         let (dweight, dbias) = sums.row(0).split_at_mut(x.len());
-        let dbias = &mut dbias[..x.len()];
-        let (mut plain, mut along) = (s.zero(), s.zero());
-        for at in (0..x.len()).step_by(S::N) {
-            let (unit, dy) = (Norm::unit(s, x, at, moments), load(s, dy, at, 0.0));
+        let [plain, along] = slope.sums(s, [x, dy, weight], [dweight, &mut dbias[..x.len()]]);
+        let plain = if self.norm.centred { s.sum(plain) / width } else { 0.0 };
+        let slope = Slope { means: [s.splat(plain), s.splat(s.sum(along) / width)], ..slope };
+        match &self.dsum {
+            Some(dsum) => slope.added(s, [x, dy, weight, &next_row(s, dsum, row)[..x.len()]], dx),
+            None => slope.alone(s, [x, dy, weight], dx),
+        }
+    }
+}
+
+/// What the gradient of a row is made with. Whole registers go by themselves, what is left at the end of a row behind them: a loop that may
+/// meet the end keeps less in registers.
+#[derive(Clone, Copy)]
+struct Slope<F> {
+    /// Mean and inverse deviation.
+    unit: [F; 2],
+    /// Means of `w dy` and `w dy x̂`.
+    means: [F; 2],
+}
+
+impl<F: Copy> Slope<F> {
+    #[inline(always)]
+    fn unit<S: Lanes<F = F>>(&self, s: S, x: F) -> F {
+        s.mul(s.sub(x, self.unit[0]), self.unit[1])
+    }
+
+    /// Sums of `w dy` and `w dy x̂` over the row; adds `dy x̂` and `dy` to the sums over rows.
+    #[inline(always)]
+    fn sums<S: Lanes<F = F>, T: Element>(&self, s: S, [x, dy, weight]: [&[T]; 3], [dweight, dbias]: [&mut [f32]; 2]) -> [F; 2] {
+        let mut sums = [s.zero(); 2];
+        let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(weight.chunks_exact(S::N));
+        for (((x, dy), weight), (dw, db)) in from.zip(dweight.chunks_exact_mut(S::N).zip(dbias.chunks_exact_mut(S::N))) {
+            let (unit, dy) = (self.unit(s, T::load(s, x)), T::load(s, dy));
+            let g = s.mul(dy, T::load(s, weight));
+            sums = [s.add(sums[0], g), s.mul_add(g, unit, sums[1])];
+            s.store(dw, s.mul_add(dy, unit, s.load(dw)));
+            s.store(db, s.add(dy, s.load(db)));
+        }
+        let at = x.len() / S::N * S::N;
+        if at < x.len() {
+            let (unit, dy) = (self.unit(s, load(s, x, at, 0.0)), load(s, dy, at, 0.0));
             let g = s.mul(dy, load(s, weight, at, 0.0));
-            plain = s.add(plain, g);
-            along = s.mul_add(g, unit, along);
+            sums = [s.add(sums[0], g), s.mul_add(g, unit, sums[1])];
             store(s, dweight, at, s.mul_add(dy, unit, load(s, dweight, at, 0.0)));
             store(s, dbias, at, s.add(dy, load(s, dbias, at, 0.0)));
         }
-        let width = x.len() as f32;
-        let plain = s.splat(if norm.centred { s.sum(plain) / width } else { 0.0 });
-        let along = s.splat(s.sum(along) / width);
-        for at in (0..x.len()).step_by(S::N) {
-            let unit = Norm::unit(s, x, at, moments);
-            let g = s.mul(load(s, dy, at, 0.0), load(s, weight, at, 0.0));
-            let inner = s.sub(s.sub(g, plain), s.mul(unit, along));
-            let passed = match &self.dsum {
-                Some(dsum) => load(s, dsum.row(row), at, 0.0),
-                None => s.zero(),
-            };
-            store(s, dx, at, s.mul_add(inner, s.splat(moments[1]), passed));
+        sums
+    }
+
+    /// dx of some lanes.
+    #[inline(always)]
+    fn dx<S: Lanes<F = F>>(&self, s: S, [x, dy, weight, dsum]: [F; 4]) -> F {
+        let g = s.sub(s.mul(dy, weight), self.means[0]);
+        s.mul_add(s.mul_sub(self.unit(s, x), self.means[1], g), self.unit[1], dsum)
+    }
+
+    #[inline(always)]
+    fn alone<S: Lanes<F = F>, T: Element>(&self, s: S, [x, dy, weight]: [&[T]; 3], dx: &mut [T]) {
+        let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(weight.chunks_exact(S::N));
+        for (((x, dy), weight), dx) in from.zip(dx.chunks_exact_mut(S::N)) {
+            T::store(s, dx, self.dx(s, [T::load(s, x), T::load(s, dy), T::load(s, weight), s.zero()]));
+        }
+        let at = x.len() / S::N * S::N;
+        if at < x.len() {
+            let from = [load(s, x, at, 0.0), load(s, dy, at, 0.0), load(s, weight, at, 0.0), s.zero()];
+            store(s, dx, at, self.dx(s, from));
+        }
+    }
+
+    #[inline(always)]
+    fn added<S: Lanes<F = F>, T: Element>(&self, s: S, [x, dy, weight, dsum]: [&[T]; 4], dx: &mut [T]) {
+        let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(weight.chunks_exact(S::N).zip(dsum.chunks_exact(S::N)));
+        for (((x, dy), (weight, dsum)), dx) in from.zip(dx.chunks_exact_mut(S::N)) {
+            T::store(s, dx, self.dx(s, [T::load(s, x), T::load(s, dy), T::load(s, weight), T::load(s, dsum)]));
+        }
+        let at = x.len() / S::N * S::N;
+        if at < x.len() {
+            let from = [load(s, x, at, 0.0), load(s, dy, at, 0.0), load(s, weight, at, 0.0), load(s, dsum, at, 0.0)];
+            store(s, dx, at, self.dx(s, from));
         }
     }
 }

@@ -143,18 +143,40 @@ impl<T: Element, const LOG: bool> Sweep for PullBack<'_, T, LOG> {
             let y = next_row(s, self.y, row);
             // One length, known to be one: a single comparison per step then stands for all loads and stores.
             let (dy, dx) = (&next_row(s, self.dy, row)[..y.len()], &mut claim.row(i)[..y.len()]);
+            let both = y.len() / (2 * S::N) * (2 * S::N);
             let mut sums = [s.zero(); 2];
-            for (c, at) in (0..y.len()).step_by(S::N).enumerate() {
-                let factor = if LOG { s.splat(1.0) } else { load(s, y, at, 0.0) };
-                sums[c % 2] = s.mul_add(factor, load(s, dy, at, 0.0), sums[c % 2]);
+            for at in (0..both).step_by(2 * S::N) {
+                let (y, dy) = (T::load_two(s, &y[at..]), T::load_two(s, &dy[at..]));
+                for k in 0..2 {
+                    sums[k] = s.mul_add(Self::factor(s, y[k]), dy[k], sums[k]);
+                }
+            }
+            for (sum, at) in sums.iter_mut().zip((both..y.len()).step_by(S::N)) {
+                *sum = s.mul_add(Self::factor(s, load(s, y, at, 0.0)), load(s, dy, at, 0.0), *sum);
             }
             let sum = s.add(sums[0], sums[1]);
             let sum = s.splat(s.sum(sum));
-            for at in (0..y.len()).step_by(S::N) {
-                let (y, dy) = (load(s, y, at, 0.0), load(s, dy, at, 0.0));
-                let slope = if LOG { s.sub(dy, s.mul(s.exp2(s.mul(y, s.splat(LOG2_E))), sum)) } else { s.mul(y, s.sub(dy, sum)) };
-                store(s, dx, at, slope);
+            for at in (0..both).step_by(2 * S::N) {
+                let (y, dy) = (T::load_two(s, &y[at..]), T::load_two(s, &dy[at..]));
+                T::store_two(s, &mut dx[at..], [Self::slope(s, y[0], dy[0], sum), Self::slope(s, y[1], dy[1], sum)]);
+            }
+            for at in (both..y.len()).step_by(S::N) {
+                store(s, dx, at, Self::slope(s, load(s, y, at, 0.0), load(s, dy, at, 0.0), sum));
             }
         }
+    }
+}
+
+impl<T, const LOG: bool> PullBack<'_, T, LOG> {
+    /// What dy is weighed with in the sum of a row.
+    #[inline(always)]
+    fn factor<S: Lanes>(s: S, y: S::F) -> S::F {
+        if LOG { s.splat(1.0) } else { y }
+    }
+
+    /// dx from y, dy and the sum.
+    #[inline(always)]
+    fn slope<S: Lanes>(s: S, y: S::F, dy: S::F, sum: S::F) -> S::F {
+        if LOG { s.mul_sub(s.exp2(s.mul(y, s.splat(LOG2_E))), sum, dy) } else { s.mul(y, s.sub(dy, sum)) }
     }
 }

@@ -35,13 +35,13 @@ pub(crate) fn pieces(end: usize, size: usize) -> Vec<Range<usize>> {
 
 /// Does every block, on as many threads as `elements` are worth.
 pub(crate) fn sweep(work: &impl Sweep, blocks: &[Range<usize>], elements: usize, par: Par) {
-    par.run(blocks.len(), elements as f64 * COST, |jobs| dispatch(par.level_in_use(), Worker { work, blocks, jobs }));
+    par.run_in_shares(blocks.len(), elements as f64 * COST, |jobs| dispatch(par.level_in_use(), Worker { work, blocks, jobs }));
 }
 
 struct Worker<'a, W> {
     work: &'a W,
     blocks: &'a [Range<usize>],
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
 }
 
 impl<W: Sweep> Task for Worker<'_, W> {
@@ -82,9 +82,16 @@ pub(crate) fn load<S: Lanes, T: Element>(s: S, row: &[T], at: usize, fill: f32) 
     if at + S::N <= row.len() {
         return T::load(s, &row[at..]);
     }
+    T::load(s, &filled_up(&row[at..], fill))
+}
+
+/// Out of line, as [`write_part`]: a call in the middle of a loop would keep what the loop holds out of registers.
+#[cold]
+#[inline(never)]
+fn filled_up<T: Element>(row: &[T], fill: f32) -> [T; MOST_LANES] {
     let mut part = [T::from_f32(fill); MOST_LANES];
-    part[..row.len() - at].copy_from_slice(&row[at..]);
-    T::load(s, &part)
+    part[..row.len()].copy_from_slice(row);
+    part
 }
 
 /// Writes the lanes to a row from `at` on, as far as it goes.
@@ -95,8 +102,13 @@ pub(crate) fn store<S: Lanes, T: Element>(s: S, row: &mut [T], at: usize, x: S::
     }
     let mut part = [T::default(); MOST_LANES];
     T::store(s, &mut part, x);
-    let length = row.len() - at;
-    row[at..].copy_from_slice(&part[..length]);
+    write_part(&mut row[at..], &part);
+}
+
+#[cold]
+#[inline(never)]
+fn write_part<T: Element>(row: &mut [T], part: &[T; MOST_LANES]) {
+    row.copy_from_slice(&part[..row.len()]);
 }
 
 /// Shows every register of a row, the last one filled up, with a number below 4 that counts them: for four sums in flight.
@@ -192,7 +204,18 @@ fn along<S: Lanes, T: Element, E: Each<I, O>, const I: usize, const O: usize>(
     // One length, known to be one: a single comparison per step then stands for all loads and stores.
     let length = from[0].len();
     let (from, mut into) = (from.map(|from| &from[..length]), into.each_mut().map(|into| &mut into[..length]));
-    for at in (0..length).step_by(S::N) {
+    let both = length / (2 * S::N) * (2 * S::N);
+    for at in (0..both).step_by(2 * S::N) {
+        let mut x = [[s.zero(); I]; 2];
+        for (i, from) in from.iter().enumerate() {
+            [x[0][i], x[1][i]] = T::load_two(s, &from[at..]);
+        }
+        let y = [operation.apply(s, x[0]), operation.apply(s, x[1])];
+        for (o, into) in into.iter_mut().enumerate() {
+            T::store_two(s, &mut into[at..], [y[0][o], y[1][o]]);
+        }
+    }
+    for at in (both..length).step_by(S::N) {
         let mut x = [s.zero(); I];
         for (x, from) in x.iter_mut().zip(from) {
             *x = load(s, from, at, 0.0);

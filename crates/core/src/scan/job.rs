@@ -24,7 +24,7 @@ pub(super) fn run(job: &impl Job, count: usize, flops: f64, par: Par) {
 
 struct Worker<'a, J> {
     job: &'a J,
-    jobs: &'a Jobs,
+    jobs: &'a Jobs<'a>,
     forms: &'a mut Forms,
 }
 

@@ -104,6 +104,10 @@ impl Lanes for Avx2 {
         proven!(_mm256_fmadd_ps(a, b, c))
     }
     #[inline(always)]
+    fn mul_sub(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        proven!(_mm256_fnmadd_ps(a, b, c))
+    }
+    #[inline(always)]
     fn max(self, a: __m256, b: __m256) -> __m256 {
         proven!(_mm256_max_ps(a, b))
     }

@@ -37,10 +37,22 @@ impl Avx512 {
     fn fold(self, a: __m512, b: __m512) -> __m512 {
         proven!(_mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)))
     }
+
+    /// The bits of each lane's nearest bf16, ties to even, in its upper half; what is not a number becomes a quiet one.
+    #[inline(always)]
+    fn rounded(self, x: __m512) -> __m512i {
+        let bits = proven!(_mm512_castps_si512(x));
+        let odd = proven!(_mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000)));
+        let half = proven!(_mm512_mask_blend_epi32(odd, _mm512_set1_epi32(0x7fff), _mm512_set1_epi32(0x8000)));
+        let number = proven!(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x));
+        proven!(_mm512_mask_add_epi32(_mm512_set1_epi32(QUIET), number, bits, half))
+    }
 }
 
 /// The bits of an f32 that is not a number.
 const QUIET: i32 = 0x7fc0_0000;
+/// The half of an f32 that a bf16 has.
+const UPPER_HALF: i32 = 0xffff_0000_u32.cast_signed();
 /// Sixteen-bit lanes 1, 3, … 31, each index in a lane of its own; the upper half of the register is not used.
 const UPPER_HALVES: __m512i = {
     let mut lanes = [0u16; 32];
@@ -129,6 +141,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         proven!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn mul_sub(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        proven!(_mm512_fnmadd_ps(a, b, c))
     }
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
@@ -253,14 +269,26 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn store_bf16(self, into: &mut [bf16], x: __m512) {
         let into = &mut into[..16];
-        let bits = proven!(_mm512_castps_si512(x));
-        let odd = proven!(_mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1)));
-        let half = proven!(_mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        let number = proven!(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x));
-        let rounded = proven!(_mm512_mask_add_epi32(_mm512_set1_epi32(QUIET), number, bits, half));
-        let halves = proven!(_mm512_permutexvar_epi16(UPPER_HALVES, rounded));
+        let halves = proven!(_mm512_permutexvar_epi16(UPPER_HALVES, self.rounded(x)));
         // SAFETY: the slice has sixteen elements of two bytes.
         unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_castsi512_si256(halves)) }
+    }
+    /// Elements at even and at odd places: two instructions for both.
+    #[inline(always)]
+    fn load_two_bf16(self, from: &[bf16]) -> [__m512; 2] {
+        let from = &from[..32];
+        // SAFETY: the slice has thirty-two elements of two bytes.
+        let bits = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+        let odd = proven!(_mm512_and_si512(bits, _mm512_set1_epi32(UPPER_HALF)));
+        [proven!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))), proven!(_mm512_castsi512_ps(odd))]
+    }
+    #[inline(always)]
+    fn store_two_bf16(self, into: &mut [bf16], x: [__m512; 2]) {
+        let into = &mut into[..32];
+        let even = proven!(_mm512_srli_epi32::<16>(self.rounded(x[0])));
+        let both = proven!(_mm512_mask_blend_epi16(0xaaaa_aaaa, even, self.rounded(x[1])));
+        // SAFETY: the slice has thirty-two elements of two bytes.
+        unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), both) }
     }
     #[inline(always)]
     fn store_f16(self, into: &mut [f16], x: __m512) {
@@ -281,7 +309,7 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn reciprocal(self, x: __m512) -> __m512 {
         let r = proven!(_mm512_rcp14_ps(x));
-        self.mul_add(r, proven!(_mm512_fnmadd_ps(x, r, _mm512_set1_ps(1.0))), r)
+        self.mul_add(r, self.mul_sub(x, r, self.splat(1.0)), r)
     }
 }
 

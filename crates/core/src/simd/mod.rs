@@ -72,6 +72,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn sqrt(self, a: Self::F) -> Self::F;
     /// `a · b + c`, fused where the level has it.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `c - a · b`, fused where the level has it.
+    fn mul_sub(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger of each lane; where one is not a number, `b`.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The smaller of each lane; where one is not a number, `b`.
@@ -178,6 +180,17 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Writes all lanes to the front of a slice, each rounded to the nearest bf16, ties to even; what is not a
     /// number becomes some quiet one.
     fn store_bf16(self, into: &mut [bf16], x: Self::F);
+    /// The first `2N` elements of a slice of bf16, widened, in an order of the level's own.
+    #[inline(always)]
+    fn load_two_bf16(self, from: &[bf16]) -> [Self::F; 2] {
+        [self.load_bf16(from), self.load_bf16(&from[Self::N..])]
+    }
+    /// [`Lanes::store_bf16`] for `2N` elements in the order of [`Lanes::load_two_bf16`].
+    #[inline(always)]
+    fn store_two_bf16(self, into: &mut [bf16], x: [Self::F; 2]) {
+        self.store_bf16(into, x[0]);
+        self.store_bf16(&mut into[Self::N..], x[1]);
+    }
     /// Writes all lanes to the front of a slice, each rounded to the nearest f16, ties to even.
     fn store_f16(self, into: &mut [f16], x: Self::F);
     /// `|x|`.

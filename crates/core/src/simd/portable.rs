@@ -106,6 +106,10 @@ impl Lanes for Portable {
         each(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
+    fn mul_sub(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        each(|i| c[i] - a[i] * b[i])
+    }
+    #[inline(always)]
     fn max(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         each(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }

@@ -76,7 +76,25 @@ impl Task for Stored {
             let (mut swapped, mut magnitude) = ([0.0f32; 16], [0.0f32; 16]);
             s.store(&mut magnitude, s.abs(s.load(&x)));
             s.store(&mut swapped, s.swap_pairs(s.load(&x)));
+            let double: [bf16; 32] =
+                std::array::from_fn(|i| bf16::from_bits((round as u16).wrapping_mul(31).wrapping_add(i as u16 * 2048)));
+            let mut back = [bf16::ZERO; 32];
+            s.store_two_bf16(&mut back, s.load_two_bf16(&double));
+            for (back, double) in back.iter().zip(&double).take(2 * S::N) {
+                assert!(back.to_bits() == double.to_bits() || (back.is_nan() && double.is_nan()), "{back} for {double}");
+            }
+            let mut twice = [bf16::ZERO; 32];
+            s.store_two_bf16(&mut twice, [s.load(&x), s.load(&x)]);
+            let sorted = |of: &[bf16]| -> Vec<u16> {
+                let mut bits: Vec<u16> = of.iter().map(|b| if b.is_nan() { 0x7fc0 } else { b.to_bits() }).collect();
+                bits.sort_unstable();
+                bits
+            };
+            assert_eq!(sorted(&twice[..2 * S::N]), sorted(&[&b[..S::N], &b[..S::N]].concat()));
+            let mut less = [0.0f32; 16];
+            s.store(&mut less, s.mul_sub(s.splat(3.0), s.splat(0.25), s.load(&x)));
             for i in 0..S::N {
+                assert!(less[i] == x[i] - 0.75 || less[i].is_nan() && x[i].is_nan());
                 let b_expected = bf16::from_f32(x[i]);
                 assert!(b[i].to_bits() == b_expected.to_bits() || (b[i].is_nan() && b_expected.is_nan()), "bf16 of {:e}", x[i]);
                 assert_eq!(magnitude[i].to_bits(), x[i].abs().to_bits());

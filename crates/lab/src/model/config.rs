@@ -162,6 +162,14 @@ impl ModelConfig {
         }
     }
 
+    /// Dropout while training.
+    pub fn dropout(&self) -> f64 {
+        match self {
+            ModelConfig::Sizes(sizes) => sizes.dropout,
+            ModelConfig::Pretrained(_) => 0.0,
+        }
+    }
+
     /// The same with paths that start from a folder.
     #[must_use]
     pub fn within(self, base: &Path) -> Self {

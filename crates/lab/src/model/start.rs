@@ -19,8 +19,9 @@ struct Start {
     path: Vec<String>,
 }
 
-/// What keeps the start that its module gave it, by a part of its name.
-const OWN: [&str; 6] = ["types", "threshold", "codebook", "codebook_q", "mix", "leaving"];
+/// What keeps the start that its module gave it, by a part of its name. Nothing else may: it would be drawn when it is first read, wherever the
+/// device's generator stands then.
+const OWN: [&str; 5] = ["threshold", "codebook", "codebook_q", "mix", "leaving"];
 
 impl Start {
     fn deviation(&self) -> f64 {

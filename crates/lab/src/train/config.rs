@@ -13,6 +13,9 @@ pub struct Training {
     pub batch: usize,
     /// Parts that a step's examples are computed in, one behind the other: less memory, the same step.
     pub accumulate: usize,
+    /// Copies of the model that the parts of a step are computed on side by side, each on a share of the threads.
+    #[serde(skip_serializing_if = "is_one")]
+    pub replicas: usize,
     /// Steps at most.
     pub steps: u64,
     /// Seconds of training at most.
@@ -101,6 +104,7 @@ impl Training {
         let training = Training {
             batch: section.or("batch", 32)?,
             accumulate: section.or("accumulate", 1)?,
+            replicas: section.or("replicas", 1)?,
             steps: section.or("steps", 1000)?,
             seconds: section.take("seconds")?,
             stop_at: section.take("stop_at")?,
@@ -133,6 +137,7 @@ impl Training {
         let counts = [
             ("batch", self.batch as u64),
             ("accumulate", self.accumulate as u64),
+            ("replicas", self.replicas as u64),
             ("evaluate_every", self.evaluate_every),
             ("evaluate_examples", self.evaluate_examples),
             ("checkpoint_every", self.checkpoint_every),
@@ -141,8 +146,10 @@ impl Training {
         if let Some((key, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
             return refuse(key, "0 is too few; write at least 1".into());
         }
-        if self.accumulate > self.batch {
-            return refuse("accumulate", format!("{} parts of {} examples", self.accumulate, self.batch));
+        let parts = self.accumulate.saturating_mul(self.replicas);
+        if parts > self.batch {
+            let key = if self.replicas > self.accumulate { "replicas" } else { "accumulate" };
+            return refuse(key, format!("{parts} parts of {} examples", self.batch));
         }
         if !self.rate.is_finite() || self.rate <= 0.0 {
             return refuse("rate", format!("{} is not above 0", self.rate));
@@ -199,6 +206,12 @@ impl Distil {
     }
 }
 
+/// Whether a number is what it is by default.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_one(number: &usize) -> bool {
+    *number == 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,6 +236,8 @@ mod tests {
         assert_eq!(message(json!({"batch": 0})), "train.batch: 0 is too few; write at least 1");
         assert_eq!(message(json!({"rate": -1.0})), "train.rate: -1 is not above 0");
         assert_eq!(message(json!({"batch": 2, "accumulate": 3})), "train.accumulate: 3 parts of 2 examples");
+        assert_eq!(message(json!({"batch": 3, "replicas": 2, "accumulate": 2})), "train.accumulate: 4 parts of 3 examples");
+        assert_eq!(message(json!({"replicas": 0})), "train.replicas: 0 is too few; write at least 1");
         assert!(message(json!({"lr": 1.0})).starts_with("train.lr: unknown key, did you mean"));
         assert_eq!(message(json!({"clip": 0})), "train.clip: 0 is not above 0");
         assert_eq!(message(json!({"distil": {"temperature": 0}})), "train.distil.temperature: 0 is not above 0");

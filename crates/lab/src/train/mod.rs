@@ -8,6 +8,7 @@ mod config;
 mod evaluate;
 mod metrics;
 mod optimizer;
+mod parts;
 
 pub use checkpoint::{Checkpoints, State, load_model, load_state, load_with_rest};
 pub use config::{Decay, Distil, Start, Training};
@@ -17,12 +18,13 @@ pub use metrics::{Line, Metrics};
 use crate::Error;
 use crate::batch::{Batch, Sampler};
 use crate::draw::Stream;
-use crate::model::{Answers, Mixing, Model, ModelConfig};
-use crate::task::{Facts, Split, Targets, Task};
+use crate::model::{Mixing, Model, ModelConfig};
+use crate::task::{Example, Facts, Split, Targets, Task};
 use burn::module::Module;
-use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Tensor};
+use burn::optim::{GradientsAccumulator, ModuleOptimizer};
+use burn::tensor::Device;
 use checkpoint::load_optimizer;
+use parts::{Lesson, Part, Replicas};
 use regard::{Codes, Pass};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -169,6 +171,8 @@ struct Trainer<'a> {
     /// `None` only while a step is under way.
     model: Option<Model>,
     optimizer: ModuleOptimizer,
+    /// Where there is more than one.
+    replicas: Option<Replicas>,
     state: State,
     metrics: Metrics,
     checkpoints: Option<Checkpoints>,
@@ -200,6 +204,7 @@ impl<'a> Trainer<'a> {
             best: None,
             model: Some(model),
             optimizer: optimizer::optimizer(&run.training),
+            replicas: replicas(run, &device)?,
             state: State { config, ..State::default() },
             metrics: Metrics::default(),
             checkpoints: folder.map(|folder| Checkpoints::open(&folder.join("checkpoints"))).transpose()?,
@@ -281,31 +286,26 @@ impl<'a> Trainer<'a> {
         let step = self.state.step;
         let model = self.model.take().expect("the last step put it back");
         self.device.seed(Stream::of(&[training.seed, step]).bits(0));
-        let sampler = Sampler { seed: training.seed, batch: training.batch as u64 };
-        let mut examples = sampler.examples(self.task, step)?;
-        let all = examples.len();
-        let part = all.div_ceil(training.accumulate);
-        let mut batches = Vec::new();
-        while !examples.is_empty() {
-            let rest = examples.split_off(part.min(examples.len()));
-            batches.push(Batch::pack(std::mem::replace(&mut examples, rest), self.task.facts()));
-        }
-        let answers: usize = batches.iter().map(|batch| batch.asked.count()).sum();
+        let examples = Sampler { seed: training.seed, batch: training.batch as u64 }.examples(self.task, step)?;
+        let count = training.accumulate * training.replicas;
+        let parts = divided(examples, count, self.task.facts());
+        let lesson = Lesson { training, teacher: self.teacher, pass: Pass { training: true, seed: training.seed, step } };
         let mut gradients = GradientsAccumulator::new();
         let (mut loss, mut codes) = (0.0, Vec::new());
-        let pass = Pass { training: true, seed: training.seed, step };
-        for batch in &batches {
-            let said = model.answers(batch, pass, &self.device)?;
-            let share = batch.asked.count() as f64 / answers.max(1) as f64;
-            let own = self.loss(&said, batch)? * share;
-            loss += own.clone().into_scalar::<f32>();
-            let beside = said.flow.loss * (batch.lengths.len() as f64 / all as f64);
-            gradients.accumulate(&model, GradientsParams::from_grads((own + beside).backward(), &model));
-            join(&mut codes, said.flow.codes)?;
-            let tokens = batch.tokens() as u64;
-            self.state.tokens += tokens;
-            self.recent.0 += tokens;
+        for parts in parts.chunks(self.replicas.as_ref().map_or(1, Replicas::count)) {
+            let learned = match &self.replicas {
+                Some(replicas) => replicas.learn(lesson, parts, &model)?,
+                None => vec![lesson.learn(&parts[0], &model, &self.device)?],
+            };
+            for learned in learned {
+                loss += learned.loss;
+                gradients.accumulate(&model, learned.gradients);
+                join(&mut codes, learned.codes)?;
+            }
         }
+        let tokens: usize = parts.iter().map(|part| part.batch.tokens()).sum();
+        self.state.tokens += tokens as u64;
+        self.recent.0 += tokens as u64;
         let rate = training.rate_at(step, self.after_warm_up());
         let (gradients, length) = optimizer::clip(gradients.grads(), &model, training.clip);
         let mut model = self.optimizer.step(rate, model, gradients);
@@ -314,15 +314,6 @@ impl<'a> Trainer<'a> {
         }
         self.model = Some(model);
         Ok((loss, length, rate))
-    }
-
-    /// The mean loss over the answers to a batch, with what a teacher adds.
-    fn loss(&self, said: &Answers, batch: &Batch) -> Result<Tensor<1>, Error> {
-        let own = said.loss(&batch.asked, self.run.training.label_smoothing)?;
-        let Some((teacher, distil)) = self.teacher else { return Ok(own) };
-        let taught = teacher.answers(batch, Pass::default(), &self.device.clone().inner())?.said;
-        let taught = Tensor::from_data(taught.into_data(), &self.device);
-        Ok(own + said.divergence(taught, distil.temperature)? * distil.weight)
     }
 
     /// The share of the budget behind warm-up that is used up.
@@ -392,6 +383,32 @@ impl Run {
     pub fn tested(&self, model: &Model, task: &dyn Task, device: &Device) -> Result<Evaluation, Error> {
         evaluate(model, task, Scope { split: Split::Test, examples: TEST_EXAMPLES, batch: self.training.batch }, device)
     }
+}
+
+/// Replicas of the model, where the configuration wants more than one.
+fn replicas(run: &Run, device: &Device) -> Result<Option<Replicas>, Error> {
+    let count = run.training.replicas;
+    if count == 1 {
+        return Ok(None);
+    }
+    if run.model.dropout() > 0.0 {
+        let message = "dropout draws from the one generator of the device that replicas share; leave out model.dropout, or write 1";
+        return Err(Error::key("train.replicas", message));
+    }
+    Replicas::new(vec![device.clone(); count]).map(Some)
+}
+
+/// Examples in `count` parts, or in fewer if there are not as many.
+fn divided(mut examples: Vec<Example>, count: usize, facts: &Facts) -> Vec<Part> {
+    let (all, most) = (examples.len(), examples.len().div_ceil(count).max(1));
+    let mut batches = Vec::new();
+    while !examples.is_empty() {
+        let rest = examples.split_off(most.min(examples.len()));
+        batches.push(Batch::pack(std::mem::replace(&mut examples, rest), facts));
+    }
+    let answers: usize = batches.iter().map(|batch| batch.asked.count()).sum();
+    let shares = |batch: &Batch| [batch.asked.count() as f64 / answers.max(1) as f64, batch.lengths.len() as f64 / all as f64];
+    batches.into_iter().map(|batch| Part { shares: shares(&batch), batch }).collect()
 }
 
 /// Refuses to distil where nobody teaches, or there are no shares of answers to learn from.

@@ -93,6 +93,13 @@ impl Encoder {
         Encoder { reducer: Some(reducer.into()), ..self }
     }
 
+    /// The first `layers` layers alone, or all if it has no more.
+    #[must_use]
+    pub fn with_depth(mut self, layers: usize) -> Self {
+        self.layers.truncate(layers);
+        self
+    }
+
     /// Refuses a mechanism that an encoder cannot have inside: one that is causal only, or that runs on parameters of its own (gates,
     /// codebooks, types), which no checkpoint has.
     ///
