@@ -78,7 +78,9 @@ mod tests {
 
     #[test]
     fn the_peak_is_the_works_own() {
-        let held = |mebibytes: usize| peak_during(|| black_box(vec![1u8; mebibytes * MEBIBYTE]).len()).1.unwrap() / MEBIBYTE;
+        // To the nearest: other tests of this program hold some hundred kilobytes while this one runs.
+        let nearest = |bytes: usize| (bytes + MEBIBYTE / 2) / MEBIBYTE;
+        let held = |mebibytes: usize| nearest(peak_during(|| black_box(vec![1u8; mebibytes * MEBIBYTE]).len()).1.unwrap());
         let kept = black_box(vec![1u8; 7 * MEBIBYTE]);
         assert_eq!((held(40), held(10), held(20)), (40, 10, 20));
         drop(kept);
