@@ -25,7 +25,7 @@ from peers import HERE
 
 ROOT = HERE.parent.parent
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH, STEPS = 4, 4, 128, 64, 12, 2000
-RATE, FLOOR, WARM_UP, DECAY, CLIP = 1e-3, 1e-4, 100, 0.1, 1.0
+RATE, FLOOR, WARM_UP, DECAY, CLIP = 1e-3, 0.1, 100, 0.1, 1.0
 
 
 class Norm(torch.nn.Module):
@@ -91,31 +91,31 @@ class Model(torch.nn.Module):
         return functional.linear(self.norm(self.blocks(x)), self.tokens.weight)
 
 
-def rate(step):
+def rate(step, highest):
     """The learning rate of a step."""
     if step < WARM_UP:
-        return RATE * (step + 1) / WARM_UP
-    share = (step - WARM_UP) / (STEPS - WARM_UP)
-    return FLOOR + 0.5 * (RATE - FLOOR) * (1 + math.cos(math.pi * share))
+        return highest * (step + 1) / WARM_UP
+    share, floor = (step - WARM_UP) / (STEPS - WARM_UP), FLOOR * highest
+    return floor + 0.5 * (highest - floor) * (1 + math.cos(math.pi * share))
 
 
-def torch_run(text, seed, rotary):
+def torch_run(text, seed, arguments):
     """Seconds of training, and the loss on the last tenth."""
     torch.manual_seed(seed)
     letters = sorted(set(text))
     ids = torch.tensor([letters.index(letter) for letter in text])
     train, held_out = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
-    model = Model(len(letters), rotary)
+    model = Model(len(letters), arguments.positions == "rotary")
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=arguments.rate, betas=(0.9, 0.99), fused=True)
     start = time.perf_counter()
     for step in range(STEPS):
         starts = torch.randint(len(train) - CONTEXT, (BATCH,))
         windows = torch.stack([train[at : at + CONTEXT + 1] for at in starts])
         for group in optimizer.param_groups:
-            group["lr"] = rate(step)
+            group["lr"] = rate(step, arguments.rate)
         logits = model(windows[:, :-1])
         loss = functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -143,7 +143,7 @@ def regard_run(arguments, seed):
     """The same for Regard."""
     with tempfile.TemporaryDirectory() as folder:
         command = [arguments.program, "train", ROOT / "configs/shakespeare.yaml", "--data", arguments.data, "--output", folder]
-        command += ["--set", f"model.positions={arguments.positions}", "--seed", seed, "--threads", arguments.threads, "--json"]
+        command += ["--set", f"model.positions={arguments.positions}", "--set", f"train.rate={arguments.rate}", "--seed", seed, "--threads", arguments.threads, "--json"]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
     run = json.loads(done.stdout)["configuration"]["runs"][0]
     assert run["steps"] == STEPS, run["steps"]
@@ -158,13 +158,14 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--positions", choices=["learned", "rotary"], default="learned")
+    parser.add_argument("--rate", type=float, default=RATE, help=f"the highest learning rate ({RATE}, nanoGPT's)")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     text = (arguments.data / "tinyshakespeare/input.txt").read_text()
     runs = []
     for seed in arguments.seeds:
-        runs.append({"seed": seed, "who": "pytorch", **torch_run(text, seed, arguments.positions == "rotary")})
+        runs.append({"seed": seed, "who": "pytorch", **torch_run(text, seed, arguments)})
         print(runs[-1], flush=True)
         runs.append({"seed": seed, "who": "regard", **regard_run(arguments, seed)})
         print(runs[-1], flush=True)
@@ -175,7 +176,7 @@ def main():
         "commit": records.git("rev-parse", "HEAD"),
         "machine": records.machine(arguments.threads),
         "software": {"torch": torch.__version__},
-        "settings": {"config": "configs/shakespeare.yaml", "positions": arguments.positions, "seeds": arguments.seeds},
+        "settings": {"config": "configs/shakespeare.yaml", "positions": arguments.positions, "rate": arguments.rate, "seeds": arguments.seeds},
         "rows": runs,
         "summary": {"times_faster_than_pytorch": total["pytorch"] / total["regard"]},
     }

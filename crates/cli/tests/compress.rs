@@ -100,6 +100,14 @@ fn an_encoder_looks_and_answers_questions() {
     in_order(&asked, TEXT);
     assert_ne!(looked, asked);
     in_order(&with(&["--method", "embedding", "--keep", "0.4"]).done().stdout, TEXT);
+    let all = with(&["--keep", "0.5", "--format", "json"]).done().stdout;
+    let scores = |json: &str| serde_json::from_str::<Value>(json).unwrap()["files"][0]["passages"][0]["words"].clone();
+    let first = with(&["--keep", "0.5", "--format", "json", "--layers", "1"]).done().stdout;
+    assert_ne!(scores(&all), scores(&first));
+    assert_eq!(scores(&all), scores(&with(&["--keep", "0.5", "--format", "json", "--layers", "2"]).done().stdout));
+    with(&["--layers", "0"]).refused(2, &["--layers: 0 of 2; read 1 to 2 of them"]);
+    with(&["--layers", "3"]).refused(2, &["--layers: 3 of 2; read 1 to 2 of them"]);
+    compress(&desk, &["--layers", "1"]).refused(2, &["--model"]);
     let long = "why ".repeat(600);
     with(&["--question", &long]).refused(2, &["--question:", "tokens, the model has room for", "ask for less"]);
     with(&["--method", "self-information"]).refused(2, &["--method: self-information needs a causal model"]);
