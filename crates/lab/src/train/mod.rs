@@ -16,15 +16,15 @@ pub use evaluate::{Evaluation, Scope, evaluate};
 pub use metrics::{Line, Metrics};
 
 use crate::Error;
-use crate::batch::{Batch, Sampler};
+use crate::batch::Sampler;
 use crate::draw::Stream;
 use crate::model::{Mixing, Model, ModelConfig};
-use crate::task::{Example, Facts, Split, Targets, Task};
+use crate::task::{Facts, Split, Targets, Task};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, ModuleOptimizer};
 use burn::tensor::Device;
 use checkpoint::load_optimizer;
-use parts::{Lesson, Part, Replicas};
+use parts::{Lesson, Replicas};
 use regard::{Codes, Pass};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -288,7 +288,7 @@ impl<'a> Trainer<'a> {
         self.device.seed(Stream::of(&[training.seed, step]).bits(0));
         let examples = Sampler { seed: training.seed, batch: training.batch as u64 }.examples(self.task, step)?;
         let count = training.accumulate * training.replicas;
-        let parts = divided(examples, count, self.task.facts());
+        let parts = parts::divided(examples, count, self.task.facts());
         let lesson = Lesson { training, teacher: self.teacher, pass: Pass { training: true, seed: training.seed, step } };
         let mut gradients = GradientsAccumulator::new();
         let (mut loss, mut codes) = (0.0, Vec::new());
@@ -396,19 +396,6 @@ fn replicas(run: &Run, device: &Device) -> Result<Option<Replicas>, Error> {
         return Err(Error::key("train.replicas", message));
     }
     Replicas::new(vec![device.clone(); count]).map(Some)
-}
-
-/// Examples in `count` parts, or in fewer if there are not as many.
-fn divided(mut examples: Vec<Example>, count: usize, facts: &Facts) -> Vec<Part> {
-    let (all, most) = (examples.len(), examples.len().div_ceil(count).max(1));
-    let mut batches = Vec::new();
-    while !examples.is_empty() {
-        let rest = examples.split_off(most.min(examples.len()));
-        batches.push(Batch::pack(std::mem::replace(&mut examples, rest), facts));
-    }
-    let answers: usize = batches.iter().map(|batch| batch.asked.count()).sum();
-    let shares = |batch: &Batch| [batch.asked.count() as f64 / answers.max(1) as f64, batch.lengths.len() as f64 / all as f64];
-    batches.into_iter().map(|batch| Part { shares: shares(&batch), batch }).collect()
 }
 
 /// Refuses to distil where nobody teaches, or there are no shares of answers to learn from.

@@ -7,6 +7,7 @@ use super::{Distil, Training};
 use crate::Error;
 use crate::batch::Batch;
 use crate::model::{Answers, Model};
+use crate::task::{Example, Facts};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
@@ -40,6 +41,19 @@ pub(super) struct Learned {
     pub loss: f32,
     pub gradients: GradientsParams,
     pub codes: Vec<Codes>,
+}
+
+/// Examples in `count` parts, or in fewer if there are not as many.
+pub(super) fn divided(mut examples: Vec<Example>, count: usize, facts: &Facts) -> Vec<Part> {
+    let (all, most) = (examples.len(), examples.len().div_ceil(count).max(1));
+    let mut batches = Vec::new();
+    while !examples.is_empty() {
+        let rest = examples.split_off(most.min(examples.len()));
+        batches.push(Batch::pack(std::mem::replace(&mut examples, rest), facts));
+    }
+    let answers: usize = batches.iter().map(|batch| batch.asked.count()).sum();
+    let shares = |batch: &Batch| [batch.asked.count() as f64 / answers.max(1) as f64, batch.lengths.len() as f64 / all as f64];
+    batches.into_iter().map(|batch| Part { shares: shares(&batch), batch }).collect()
 }
 
 impl Lesson<'_> {
