@@ -160,7 +160,7 @@ impl Curve for Gelu {
     fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
         let a = near(s, x);
         let [tail, bell] = tail(s, a);
-        // x φ(x) - Φ(-x) where x > 0 and -(x φ(x) - Φ(-x)) elsewhere differ from the slope by 1 and by nothing.
+        // Φ(-a) - a φ(a), which is the slope left of 0; right of it the slope is 1 less that.
         let away = s.mul_sub(s.mul(a, bell), s.splat(DENSITY), tail);
         s.select(s.greater(x, s.zero()), s.sub(s.splat(1.0), away), away)
     }

@@ -45,7 +45,7 @@ pub(super) trait Finish: Sync {
     /// Before the first values of a block.
     fn open(&self, block: &Block) -> Self::Open<'_>;
 
-    /// Rows and columns of the block that come after those that are summed now, perhaps beyond its end.
+    /// Rows and columns of the block whose sums begin now and are finished soon; rows perhaps beyond its end.
     fn ahead<S: Lanes>(&self, _s: S, _open: &Self::Open<'_>, _tile: [Range<usize>; 2]) {}
 
     /// `values` holds rows and columns `tile`, counted from the start of the block, `stride` apart.
