@@ -17,19 +17,24 @@ const SERIAL_FLOPS: f64 = 1e6;
 pub struct Par {
     level: Level,
     threads: usize,
+    in_pairs: bool,
 }
 
 impl Default for Par {
     fn default() -> Self {
         let highest = Level::ALL.get(HIGHEST.load(Ordering::Relaxed)).copied().unwrap_or(Level::detect());
-        Par { level: Level::detect().min(highest), threads: rayon::current_num_threads() }
+        Par::of(Level::detect().min(highest), rayon::current_num_threads())
     }
 }
 
 impl Par {
     /// The best level, the caller's thread only.
     pub fn serial() -> Self {
-        Par { level: Level::detect(), threads: 1 }
+        Par::of(Level::detect(), 1)
+    }
+
+    fn of(level: Level, threads: usize) -> Self {
+        Par { level, threads, in_pairs: level.prefers_pairs() }
     }
 
     /// No call of this process that begins with [`Par::default`] goes beyond this level, operations on tensors included.
@@ -47,7 +52,19 @@ impl Par {
     /// At most `level`.
     #[must_use]
     pub fn level(self, level: Level) -> Self {
-        Par { level: level.min(Level::detect()), ..self }
+        Par::of(level.min(Level::detect()), self.threads)
+    }
+
+    /// Multiplies bf16 in pairs even where that is slower, or no instruction does it: what a test needs that has to see it everywhere.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn in_pairs(self) -> Self {
+        Par { in_pairs: true, ..self }
+    }
+
+    /// Whether products of bf16 are taken in pairs where the kernel can.
+    pub(crate) fn multiplies_pairs(&self) -> bool {
+        self.in_pairs
     }
 
     /// The level in use.

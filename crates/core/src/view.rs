@@ -202,8 +202,11 @@ impl<'a, T> Strided<'a, T> {
 
     #[inline(always)]
     fn index(&self, at: [usize; 4]) -> usize {
-        let moved: isize = at.iter().zip(self.strides).map(|(&i, s)| i as isize * s).sum();
-        (self.offset as isize + moved) as usize
+        let mut index = self.offset as isize;
+        for (i, stride) in at.into_iter().zip(self.strides) {
+            index += i as isize * stride;
+        }
+        index as usize
     }
 
     /// Row `n` of head `h`, where its elements are neighbours.

@@ -2,21 +2,20 @@
 
 mod common;
 
-use common::{Case, OPTIONS, Random, Wish, excluded, levels};
-use regard_core::Par;
+use common::{Case, OPTIONS, Random, Wish, excluded, ways};
 use std::collections::BTreeSet;
 
 const LENGTHS: [usize; 11] = [0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 1000];
 
-/// Runs a case at every level on one and two threads; the results have the same bits for any number of threads.
+/// Runs a case in every way on one and two threads; the results have the same bits for any number of threads.
 fn check(case: &Case) -> f64 {
     let judge = case.judge();
     let mut worst = 0.0f64;
-    for level in levels() {
-        let one = case.run(Par::serial().level(level));
-        let two = case.run(Par::default().threads(2).level(level));
-        assert_eq!(one.bits(), two.bits(), "threads change bits at {level} {:?} seed={}", case.wish, case.seed);
-        worst = worst.max(judge.check(case, &one, level.name()));
+    for (way, par) in ways(case.storage) {
+        let one = case.run(par.threads(1));
+        let two = case.run(par.threads(2));
+        assert_eq!(one.bits(), two.bits(), "threads change bits at {way} {:?} seed={}", case.wish, case.seed);
+        worst = worst.max(judge.check(case, &one, way));
     }
     worst
 }

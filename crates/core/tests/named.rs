@@ -3,8 +3,9 @@
 mod common;
 
 use common::heads::{Heads, Tensor, run, sizes};
-use common::{Outcome, Random, levels};
+use common::{Outcome, Random, levels, ways};
 use regard_core::oracle::{Definition, Storage};
+use regard_core::simd::Level;
 use regard_core::{
     Alignment, Dims, Dropout, Element, Gradients, Output, Par, Problem, Saved, Scores, Sight, Strided, StridedMut, View, ViewMut, bf16,
     exact, f16,
@@ -474,6 +475,46 @@ fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start").install(work)
 }
 
+/// Forward passes over bf16, in pairs and widened.
+fn in_pairs_and_widened(q: &[bf16], k: &[bf16], v: &[bf16], shape: [usize; 4], sight: Sight<'_>) -> [Vec<f32>; 2] {
+    let view = |values| View::Bf16(Strided::contiguous(values, shape, "tensor").unwrap());
+    let problem = Problem::new(view(q), view(k), view(v), sight, Scores::new()).unwrap();
+    [Par::serial().in_pairs(), Par::serial().level(Level::Avx2)].map(|par| {
+        let mut o = vec![f32::NAN; q.len()];
+        let to = ViewMut::F32(StridedMut::contiguous(&mut o, shape, "o").unwrap());
+        exact::forward(&problem, &mut Output { o: to, lse: None }, par).unwrap();
+        o
+    })
+}
+
+#[test]
+fn pairs_of_bf16_give_what_widened_values_give() {
+    let shape = [1, 2, 150, 18];
+    let random = &mut Random::new(61);
+    let mut draw = |factor: f32| -> Vec<bf16> { (0..2 * 150 * 18).map(|_| bf16::from_f32(random.normal() * factor)).collect() };
+    let (q, k, mut v) = (draw(1.0), draw(1.0), draw(1.0));
+    let far = |of: [Vec<f32>; 2]| {
+        let [pairs, widened] = of;
+        assert!(
+            pairs.iter().zip(&widened).all(|(a, b)| a.is_finite() == b.is_finite() && a.is_nan() == b.is_nan()),
+            "not finite elsewhere"
+        );
+        pairs.iter().zip(&widened).filter(|(a, _)| a.is_finite()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    assert_ne!(far(in_pairs_and_widened(&q, &k, &v, shape, Sight::causal())), 0.0, "weights are rounded in pairs only");
+    let peaked: Vec<bf16> = q.iter().map(|x| bf16::from_f32(x.to_f32() * 100.0)).collect();
+    for sight in [Sight::full(), Sight::causal().window(Some(40), None).sinks(3)] {
+        for q in [&q, &peaked] {
+            let error = far(in_pairs_and_widened(q, &k, &v, shape, sight));
+            assert!(error < 0.02, "{error}");
+        }
+    }
+    v[18 * 100] = bf16::INFINITY;
+    v[18 * 101 + 3] = bf16::NAN;
+    let error = far(in_pairs_and_widened(&q, &k, &v, shape, Sight::causal()));
+    assert!(error < 0.02, "{error} with values that are not finite");
+}
+
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let tiled = Heads::single(sizes([4, 2], [300, 300], [32, 24]), 14);
@@ -493,11 +534,11 @@ fn any_number_of_threads_gives_the_same_bits() {
     for (at, (heads, problem)) in problems.iter().enumerate() {
         let Dims { heads: h, queries, keys, dk, dv, .. } = heads.dims;
         assert!(2 * h * queries * keys * (dk + dv) > 4_000_000, "a call this small stays on one thread");
-        for level in levels() {
-            let with = |threads| in_pool(threads, || heads.run(problem, Par::default().level(level)));
+        for (way, par) in ways(heads.storage) {
+            let with = |threads| in_pool(threads, || heads.run(problem, par.threads(threads)));
             let one = with(1);
             for threads in [2, 3, 2, 3] {
-                assert_same_bits(&one, &with(threads), &format!("{threads} threads at {level}, problem {at}"));
+                assert_same_bits(&one, &with(threads), &format!("{threads} threads at {way}, problem {at}"));
             }
         }
     }

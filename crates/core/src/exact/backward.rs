@@ -465,7 +465,7 @@ impl PanelScratch {
         let (qt, d_ot) = (self.qt.take(QUERIES * dk), self.d_ot.take(QUERIES * dv));
         for i in 0..QUERIES / panel {
             let (q_part, o_part) = (i * panel * dk..(i + 1) * panel * dk, i * panel * dv..(i + 1) * panel * dv);
-            pack::transpose_panel(s, &q[q_part.clone()], dims.dk, &mut qt[q_part], extras.query_factor(problem));
+            pack::transpose_panel(s, &q[q_part.clone()], dims.dk, &mut qt[q_part], extras.factor);
             pack::transpose_panel(s, &d_o[o_part.clone()], dims.dv, &mut d_ot[o_part], 1.0);
         }
         let positions = self.positions.take(QUERIES);

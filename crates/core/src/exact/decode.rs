@@ -50,7 +50,7 @@ pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
         SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { shared: &shared, jobs, scratch }));
     });
     drop(shared);
-    merge(problem, &values, parts, out);
+    dispatch(par.level_in_use(), Merge { problem, values: &values, parts, out });
 }
 
 struct Shared<'a> {
@@ -91,7 +91,6 @@ impl Task for Worker<'_> {
             let (b, g) = (cache / dims.kv_heads, cache % dims.kv_heads);
             let mut claim = self.shared.parts.claim(0, cache, part);
             let out = claim.row(0);
-            out.fill(0.0);
             let scope = problem.sight.scope(dims, b, g);
             for first in (0..rows).step_by(SHARE) {
                 let count = SHARE.min(rows - first);
@@ -102,7 +101,11 @@ impl Task for Worker<'_> {
                 let mut part = Part { problem, scope: &scope, b, g, first, count, keys, guarded: false };
                 let out = &mut out[first * (dims.dv + 2)..(first + count) * (dims.dv + 2)];
                 part.attend(s, &mut *self.scratch, out);
-                if out.chunks(dims.dv + 2).any(|row| row[..dims.dv].iter().any(|x| !x.is_finite())) {
+                let mut finite = true;
+                for row in out.chunks(dims.dv + 2) {
+                    finite &= super::pack::is_finite(s, &row[..dims.dv]);
+                }
+                if !finite {
                     part.guarded = true;
                     part.attend(s, &mut *self.scratch, out);
                 }
@@ -141,9 +144,11 @@ impl Part<'_> {
         let factor = if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E };
         for i in 0..self.count {
             let [h, n] = self.place(self.first + i);
-            self.problem.q.widen_row(s, [self.b, h, n], &mut q[i * dk..]);
-            for x in &mut q[i * dk..i * dk + dims.dk] {
-                *x *= factor;
+            let q = &mut q[i * dk..(i + 1) * dk];
+            self.problem.q.widen_row(s, [self.b, h, n], q);
+            for x in q.chunks_exact_mut(S::N) {
+                let scaled = s.mul(s.load(x), s.splat(factor));
+                s.store(x, scaled);
             }
         }
         let o = scratch.o.take(SHARE * dv);
@@ -214,7 +219,7 @@ impl<T: Element> Task for Sweep<'_, '_, T> {
             part.finish_scores(&strip, &mut logits);
             let mut weights = [[0.0f32; STRIP]; SHARE];
             for i in 0..part.count {
-                weigh(s, softmax, i, &logits[i], &mut weights[i]);
+                weigh(s, softmax, i, (&logits[i], strip.len()), &mut weights[i]);
             }
             part.drop_weights(&strip, &mut weights);
             if part.guarded {
@@ -331,32 +336,41 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
     }
 }
 
-/// Turns the logits of one row into weights relative to its running maximum.
+/// Turns the first `count` logits of one row into weights relative to its running maximum; the others are -inf.
 #[inline(always)]
-fn weigh<S: Lanes>(s: S, softmax: &mut Softmax<'_>, i: usize, logits: &[f32; STRIP], weights: &mut [f32; STRIP]) {
+fn weigh<S: Lanes>(s: S, softmax: &mut Softmax<'_>, i: usize, (logits, count): (&[f32; STRIP], usize), weights: &mut [f32; STRIP]) {
     let mut top = s.load(logits);
-    for at in (S::N..STRIP).step_by(S::N) {
+    for at in (S::N..count).step_by(S::N) {
         top = s.max(s.load(&logits[at..]), top);
     }
     let top = s.largest(top);
     if top > softmax.maximum[i] {
-        let factor = (softmax.maximum[i] - top).exp2();
-        let dv = softmax.o.len() / SHARE;
-        for x in softmax.o[i * dv..(i + 1) * dv].chunks_mut(S::N) {
-            let scaled = s.mul(s.load(x), s.splat(factor));
-            s.store(x, scaled);
+        if softmax.maximum[i] != f32::NEG_INFINITY {
+            softmax.rescale(s, i, (softmax.maximum[i] - top).exp2());
         }
-        softmax.sum[i] *= factor;
         softmax.maximum[i] = top;
     }
     let base = if softmax.maximum[i] == f32::NEG_INFINITY { 0.0 } else { softmax.maximum[i] };
     let mut sum = s.zero();
-    for at in (0..STRIP).step_by(S::N) {
+    for at in (0..count).step_by(S::N) {
         let e = s.exp2(s.sub(s.load(&logits[at..]), s.splat(base)));
         sum = s.add(sum, e);
         s.store(&mut weights[at..], e);
     }
     softmax.sum[i] += s.sum(sum);
+}
+
+impl Softmax<'_> {
+    /// Multiplies what row `i` has gathered.
+    #[inline(always)]
+    fn rescale<S: Lanes>(&mut self, s: S, i: usize, factor: f32) {
+        let dv = self.o.len() / SHARE;
+        for x in self.o[i * dv..(i + 1) * dv].chunks_mut(S::N) {
+            let scaled = s.mul(s.load(x), s.splat(factor));
+            s.store(x, scaled);
+        }
+        self.sum[i] *= factor;
+    }
 }
 
 /// Adds the weighted values of a strip to `Q` outputs.
@@ -455,42 +469,99 @@ fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
 }
 
 /// Merges the parts of every row in order and writes `o` and `lse`.
-fn merge(problem: &Problem<'_>, values: &[f32], parts: usize, out: &mut Output<'_>) {
-    let dims = &problem.dims;
-    let (group, width) = (dims.group(), dims.dv + 2);
-    let rows = dims.queries * group;
-    let whole = std::slice::from_ref(&(0..dims.queries)).to_vec();
-    let o = out.o.share(&whole);
-    let mut merged = vec![0.0f32; dims.queries * dims.dv];
-    for head in 0..dims.batch * dims.heads {
-        let (b, h) = (head / dims.heads, head % dims.heads);
-        let cache = b * dims.kv_heads + h / group;
-        for n in 0..dims.queries {
-            let row = n * group + h % group;
-            let partials: Vec<&[f32]> = (0..parts).map(|part| &values[((cache * parts + part) * rows + row) * width..][..width]).collect();
-            let to = &mut merged[n * dims.dv..(n + 1) * dims.dv];
-            let lse = merge_row(&partials, to);
-            if let Some(all) = &mut out.lse {
-                all[head * dims.queries + n] = lse;
+struct Merge<'a, 'b, 'c> {
+    problem: &'a Problem<'a>,
+    /// See [`Shared::parts`].
+    values: &'a [f32],
+    parts: usize,
+    out: &'b mut Output<'c>,
+}
+
+impl Task for Merge<'_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let Merge { problem, values, parts, out } = self;
+        let dims = &problem.dims;
+        let (group, width) = (dims.group(), dims.dv + 2);
+        let rows = dims.queries * group;
+        let whole = 0..dims.queries;
+        let o = out.o.share(std::slice::from_ref(&whole));
+        let (mut merged, mut factors) = (vec![0.0f32; dims.queries * dims.dv], vec![0.0f32; parts]);
+        for head in 0..dims.batch * dims.heads {
+            let (b, h) = (head / dims.heads, head % dims.heads);
+            let cache = b * dims.kv_heads + h / group;
+            for (n, to) in merged.chunks_exact_mut(dims.dv).enumerate() {
+                let first = (cache * parts * rows + n * group + h % group) * width;
+                let lse = Partials { values: &values[first..], step: rows * width }.merge(s, &mut factors, to);
+                if let Some(all) = &mut out.lse {
+                    all[head * dims.queries + n] = lse;
+                }
             }
+            o.write(b, h, 0, |n| &merged[n * dims.dv..(n + 1) * dims.dv]);
         }
-        o.write(b, h, 0, |n| &merged[n * dims.dv..(n + 1) * dims.dv]);
     }
 }
 
-fn merge_row(partials: &[&[f32]], to: &mut [f32]) -> f32 {
-    let dv = to.len();
-    let maximum = partials.iter().fold(f32::NEG_INFINITY, |m, part| m.max(part[dv]));
-    to.fill(0.0);
-    let mut sum = 0.0;
-    for part in partials.iter().filter(|part| part[dv + 1] != 0.0) {
-        let factor = (part[dv] - maximum).exp2();
-        sum += part[dv + 1] * factor;
-        to.iter_mut().zip(*part).for_each(|(x, y)| *x += y * factor);
+/// The partial results of one row: a result and what follows it every `step` values.
+#[derive(Clone, Copy)]
+struct Partials<'a> {
+    values: &'a [f32],
+    step: usize,
+}
+
+impl<'a> Partials<'a> {
+    /// Result `part`: output, maximum, sum.
+    #[inline(always)]
+    fn of(self, part: usize, dv: usize) -> (&'a [f32], f32, f32) {
+        let values = &self.values[part * self.step..][..dv + 2];
+        (&values[..dv], values[dv], values[dv + 1])
     }
-    if sum == 0.0 {
-        return f32::NEG_INFINITY;
+
+    /// Writes their sum to `to`, each multiplied by its factor; gives the log-sum-exp of all.
+    #[inline(always)]
+    fn merge<S: Lanes>(self, s: S, factors: &mut [f32], to: &mut [f32]) -> f32 {
+        let dv = to.len();
+        let mut top = f32::NEG_INFINITY;
+        for part in 0..factors.len() {
+            top = top.max(self.of(part, dv).1);
+        }
+        let mut total = 0.0;
+        for (part, factor) in factors.iter_mut().enumerate() {
+            let (_, maximum, sum) = self.of(part, dv);
+            *factor = match sum {
+                0.0 => 0.0,
+                _ if maximum == top => 1.0,
+                _ => (maximum - top).exp2(),
+            };
+            total += sum * *factor;
+        }
+        if total == 0.0 {
+            to.fill(0.0);
+            return f32::NEG_INFINITY;
+        }
+        self.add_up(s, (factors, total), to);
+        ((f64::from(top) + f64::from(total).log2()) * std::f64::consts::LN_2) as f32
     }
-    to.iter_mut().for_each(|x| *x /= sum);
-    ((f64::from(maximum) + f64::from(sum).log2()) * std::f64::consts::LN_2) as f32
+
+    #[inline(always)]
+    fn add_up<S: Lanes>(self, s: S, (factors, total): (&[f32], f32), to: &mut [f32]) {
+        let dv = to.len();
+        let whole = dv / S::N * S::N;
+        for at in (0..whole).step_by(S::N) {
+            let mut sum = s.zero();
+            for (part, factor) in factors.iter().enumerate() {
+                sum = s.mul_add(s.load(&self.of(part, dv).0[at..]), s.splat(*factor), sum);
+            }
+            s.store(&mut to[at..], s.div(sum, s.splat(total)));
+        }
+        for (at, to) in to.iter_mut().enumerate().skip(whole) {
+            let mut sum = 0.0;
+            for (part, factor) in factors.iter().enumerate() {
+                sum += self.of(part, dv).0[at] * factor;
+            }
+            *to = sum / total;
+        }
+    }
 }

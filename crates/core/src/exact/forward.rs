@@ -5,24 +5,25 @@
 //! transposed, once per block of queries.
 //!
 //! A tile multiplies hidden keys by weights of zero, and zero times infinity is not a number. So a block of queries whose output
-//! is not finite is computed once more, *guarded*: rows of V that are not finite are zeros in the products, and are added to the
+//! is not finite is computed once more in f32, *guarded*: rows of V that are not finite are zeros in the products, and are added to the
 //! queries that see them one by one.
 //!
 //! Dao et al. 2022 (tiling); lanes over queries are ours.
 
 use super::live::{Live, Passing};
-use super::pack::{self, Packed, Spare, Use};
+use super::pack::{self, Packed, Spare};
 use super::plan::{BLOCK, Facts, KeyList, Keys, Orders, Plan};
 use super::score::{Extras, Meeting};
 use super::softmax::{REBASE_ABOVE, REBASE_EARLY, Softmax, bounds};
 use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Lanes, Task, dispatch};
-use crate::view::{DisjointRows, SharedRows, StridedMut};
+use crate::simd::{Aligned, Form, Lanes, Level, Pairs, Singles, Task, dispatch};
+use crate::view::{DisjointRows, SharedRows, StridedMut, View};
 use crate::{Par, Problem};
 use std::cell::RefCell;
 use std::f64::consts::LN_2;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Most queries in a block.
@@ -30,17 +31,31 @@ const QUERIES: usize = 512;
 /// The same with scattered lifetimes: those that are alive at its first query are packed for every block anew.
 const QUERIES_SCATTERED: usize = 1024;
 
-/// Runs the tiled forward pass; shapes are checked.
+/// Runs the tiled forward pass; shapes are checked. bf16 is multiplied in pairs where that is faster.
 pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
+    if takes_pairs(problem, par) { run_in::<Pairs>(problem, out, par) } else { run_in::<Singles>(problem, out, par) }
+}
+
+/// Whether this pass multiplies pairs of bf16: where that is faster, and keys do not come and go one by one among the queries of a block,
+/// which would leave no pairs in order. Few queries are never taken in tiles.
+pub(super) fn takes_pairs(problem: &Problem<'_>, par: Par) -> bool {
+    let of_pairs = matches!((problem.q, problem.v), (View::Bf16(_), View::Bf16(_)));
+    let in_order = problem.sight.until.is_none() && problem.sight.positions.is_none();
+    par.multiplies_pairs() && of_pairs && in_order && !super::decode::suits(problem)
+}
+
+/// The same with operands of one form.
+pub(super) fn run_in<M: Form>(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
     let dims = problem.dims;
     let pieces = problem.sight.query_pieces(&dims, block_size(problem));
     let rows = [dims.batch, dims.heads, dims.queries, 1];
     let mut lse = out.lse.as_deref_mut().map(|lse| StridedMut::contiguous(lse, rows, "lse").expect("lse was checked"));
     let lse = lse.as_mut().map(|lse| DisjointRows::new(lse, &pieces));
-    let shared = Shared { problem, pieces: &pieces, orders: Orders::new(problem), o: out.o.share(&pieces), lse };
+    let level = par.level_in_use();
+    let shared = Shared { problem, pieces: &pieces, orders: Orders::new(problem), o: out.o.share(&pieces), lse, level };
     let heads = dims.batch * dims.heads;
     par.run(heads * pieces.len(), super::flops(problem), |jobs| {
-        SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { shared: &shared, jobs, scratch }));
+        SCRATCH.with_borrow_mut(|scratch| M::dispatch(level, Worker::<M> { shared: &shared, jobs, scratch, form: PhantomData }));
     });
 }
 
@@ -60,6 +75,7 @@ struct Shared<'a> {
     orders: Orders,
     o: SharedRows<'a>,
     lse: Option<DisjointRows<'a, f32>>,
+    level: Level,
 }
 
 /// Working memory of a thread.
@@ -78,6 +94,7 @@ struct Scratch {
 #[derive(Default)]
 struct Panels {
     staged: Aligned<f32>,
+    wide: Aligned<f32>,
     qt: Aligned<f32>,
     positions: Aligned<i32>,
     hashes: Aligned<i32>,
@@ -87,19 +104,21 @@ struct Panels {
     acc: Aligned<f32>,
     maximum: Aligned<f32>,
     sum: Aligned<f32>,
+    rounded: Aligned<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-struct Worker<'a> {
+struct Worker<'a, M> {
     shared: &'a Shared<'a>,
     jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
+    form: PhantomData<M>,
 }
 
-impl Task for Worker<'_> {
+impl<M: Form> Task for Worker<'_, M> {
     type Output = ();
 
     #[inline(always)]
@@ -107,8 +126,27 @@ impl Task for Worker<'_> {
         let heads = self.shared.problem.dims.batch * self.shared.problem.dims.heads;
         while let Some(job) = self.jobs.take() {
             let piece = self.shared.pieces.len() - 1 - job / heads;
-            Block::new(self.shared, job % heads, piece).attend::<S, R>(s, self.scratch);
+            let block = Block::new(self.shared, job % heads, piece);
+            if !block.attend::<S, M, R>(s, self.scratch) {
+                dispatch(self.shared.level, Guarded { block, scratch: self.scratch });
+            }
         }
+    }
+}
+
+/// A block whose output was not finite, once more: see the head of this file.
+struct Guarded<'a, 'b> {
+    block: Block<'a>,
+    scratch: &'b mut Scratch,
+}
+
+impl Task for Guarded<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(mut self, s: S) {
+        self.block.guarded = true;
+        self.block.attend::<S, Singles, R>(s, self.scratch);
     }
 }
 
@@ -140,30 +178,31 @@ impl<'a> Block<'a> {
         Block { shared, problem, scope, extras: Extras::new(problem, h), b, h, g, piece, rows, guarded: false }
     }
 
+    /// Computes the block and writes it, unless values are not finite that a hidden key may have made so; whether it did.
     #[inline(always)]
-    fn attend<S: Lanes, const R: usize>(mut self, s: S, scratch: &mut Scratch) {
-        self.meet_all::<S, R>(s, scratch);
-        if !self.normalise(s, &mut scratch.panels) {
-            self.guarded = true;
-            self.meet_all::<S, R>(s, scratch);
-            self.normalise(s, &mut scratch.panels);
+    fn attend<S: Lanes, M: Form, const R: usize>(&self, s: S, scratch: &mut Scratch) -> bool {
+        self.meet_all::<S, M, R>(s, scratch);
+        let done = self.normalise::<S, M>(s, &mut scratch.panels) || self.guarded;
+        if done {
+            self.write::<S>(&mut scratch.panels);
         }
-        self.write::<S>(&mut scratch.panels);
+        done
     }
 
     #[inline(always)]
-    fn meet_all<S: Lanes, const R: usize>(&self, s: S, scratch: &mut Scratch) {
+    fn meet_all<S: Lanes, M: Form, const R: usize>(&self, s: S, scratch: &mut Scratch) {
         let width = self.problem.dims.dv.next_multiple_of(S::N);
         let padded = self.shared.pieces[self.piece].len().next_multiple_of(2 * S::N);
         scratch.panels.acc.take(padded * width).fill(0.0);
         scratch.panels.maximum.take(padded).fill(f32::NEG_INFINITY);
         scratch.panels.sum.take(padded).fill(0.0);
+        scratch.panels.rounded.take(padded).fill(0.0);
         if !self.rows.is_empty() && !self.scope.keys.is_empty() {
-            self.pack_queries(s, &mut scratch.panels);
+            self.pack_queries::<S, M>(s, &mut scratch.panels);
             let range = self.scope.position_range(self.rows.clone());
             scratch.plan.make(&self.scope, self.shared.orders.of(&self.scope, self.g), range);
             for index in 0..scratch.plan.blocks.len() {
-                self.meet_block::<S, R>(s, (index, range), scratch);
+                self.meet_block::<S, M, R>(s, (index, range), scratch);
             }
             self.meet_passing::<S, R>(s, scratch);
         }
@@ -171,7 +210,7 @@ impl<'a> Block<'a> {
 
     /// One block of the plan against all panels.
     #[inline(always)]
-    fn meet_block<S: Lanes, const R: usize>(&self, s: S, (index, range): (usize, (i32, i32)), scratch: &mut Scratch) {
+    fn meet_block<S: Lanes, M: Form, const R: usize>(&self, s: S, (index, range): (usize, (i32, i32)), scratch: &mut Scratch) {
         let Scratch { plan, facts, k, v, spare, panels, .. } = scratch;
         let (problem, dims, at) = (self.problem, &self.problem.dims, [self.b, self.g]);
         let list = &plan.blocks[index];
@@ -182,14 +221,14 @@ impl<'a> Block<'a> {
         let keys = KeyList { plan, list, seen_all };
         facts.collect(problem, &self.scope, self.g, keys, R);
         let rows = facts.tiles() * R;
-        let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-        let k = pack::key_rows(s, &problem.k, at, keys, (rows, Use::Broadcast), k.take(rows * dk));
-        let v = pack::key_rows(s, &problem.v, at, keys, (facts.count, Use::Lanes), v.take(rows * dv));
+        let (room_k, room_v) = (k.take(pack::room::<S>(rows, dims.dk)), v.take(pack::room::<S>(rows, dims.dv)));
+        let k = pack::keys::<S, M>(s, (&problem.k, at), keys, rows, room_k);
+        let v = pack::values::<S, M>(s, (&problem.v, at), keys, room_v);
         let first_passing = Keys::Passing(0..plan.passing.len().min(BLOCK));
         let next = Some(KeyList { plan, list: plan.blocks.get(index + 1).unwrap_or(&first_passing), seen_all: false });
         let all = 0..self.rows.len().div_ceil(2 * S::N);
         let keys = self.guard(s, Packed::new(facts, [k, v]), spare);
-        s.vectorize(Meet { block: self, keys, next, range: all, panels });
+        s.vectorize(Meet::<M> { block: self, keys, next, range: all, panels, form: PhantomData });
     }
 
     /// Passing keys against one panel after another.
@@ -208,7 +247,7 @@ impl<'a> Block<'a> {
             let list = &live.upcoming(&plan.passing, 2 * S::N);
             let next = Some(KeyList { plan, list, seen_all: false });
             let keys = self.guard(s, live.keys::<S>(&self.problem.dims), spare);
-            s.vectorize(Meet { block: self, keys, next, range: i..i + 1, panels });
+            s.vectorize(Meet::<Singles> { block: self, keys, next, range: i..i + 1, panels, form: PhantomData });
         }
     }
 
@@ -224,29 +263,30 @@ impl<'a> Block<'a> {
     }
 
     #[inline(always)]
-    fn pack_queries<S: Lanes>(&self, s: S, scratch: &mut Panels) {
-        let dk = self.problem.dims.dk;
-        let (panel, size) = (2 * S::N, dk.next_multiple_of(S::N) * 2 * S::N);
+    fn pack_queries<S: Lanes, M: Form>(&self, s: S, scratch: &mut Panels) {
+        let dk = self.problem.dims.dk.next_multiple_of(S::N);
+        let (panel, size) = (2 * S::N, M::rows(dk) * 2 * S::N);
         let count = self.rows.len().div_ceil(panel);
         let qt = scratch.qt.take(count * size);
         let positions = scratch.positions.take(count * panel);
         let hashes = scratch.hashes.take(count * panel);
-        let staged = scratch.staged.take(size);
-        let factor = self.extras.query_factor(self.problem);
+        let (staged, wide) = (scratch.staged.take(dk * panel), scratch.wide.take(dk * panel));
         for (i, rows) in self.panels::<S>().enumerate() {
             let lanes = i * panel..(i + 1) * panel;
             let head = (self.h, self.extras.dropout);
             pack::describe_panel(&self.scope, head, rows.clone(), &mut positions[lanes.clone()], &mut hashes[lanes]);
-            pack::panel(s, (&self.problem.q, [self.b, self.h]), rows, (staged, &mut qt[i * size..(i + 1) * size]), factor);
+            let room = (&mut *staged, &mut *wide, &mut qt[i * size..(i + 1) * size]);
+            pack::queries::<S, M>(s, (&self.problem.q, [self.b, self.h]), rows, room, self.extras.factor);
         }
     }
 
     /// Divides by the sums; whether all values came out finite. Rows that saw nothing are cleared.
     #[inline(always)]
-    fn normalise<S: Lanes>(&self, s: S, scratch: &mut Panels) -> bool {
+    fn normalise<S: Lanes, M: Form>(&self, s: S, scratch: &mut Panels) -> bool {
         let count = self.shared.pieces[self.piece].len();
         let width = self.problem.dims.dv.next_multiple_of(S::N);
-        let (acc, sum) = (scratch.acc.take(count * width), scratch.sum.take(count));
+        let acc = scratch.acc.take(count * width);
+        let sum = if M::PER_LANE == 1 { scratch.sum.get(count) } else { scratch.rounded.get(count) };
         let mut finite = true;
         for (i, row) in acc.chunks_mut(width).enumerate() {
             let seen = i < self.rows.len() && sum[i] != 0.0;
@@ -288,32 +328,34 @@ fn scale_row<S: Lanes>(s: S, row: &mut [f32], factor: f32, seen: bool) -> bool {
 }
 
 /// Some keys against some panels of a block of queries.
-struct Meet<'a, 'b> {
+struct Meet<'a, 'b, M> {
     block: &'a Block<'b>,
     keys: Packed<'a>,
     /// The keys that come next.
     next: Option<KeyList<'a>>,
     range: Range<usize>,
     panels: &'a mut Panels,
+    form: PhantomData<M>,
 }
 
-impl Task for Meet<'_, '_> {
+impl<M: Form> Task for Meet<'_, '_, M> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let Meet { block, keys: Packed { facts, k, v, weighed, spoilt }, next, range, panels } = self;
+        let Meet { block, keys: Packed { facts, k, v, weighed, spoilt }, next, range, panels, .. } = self;
         let (problem, scope, dims) = (block.problem, &block.scope, &block.problem.dims);
         let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
         let panel = 2 * S::N;
-        let size = dk * panel;
+        let size = M::rows(dk) * panel;
         let p = panels.p.take(BLOCK * panel);
         let dense = panels.dense.take(if block.extras.dense { (facts.tiles() * R).next_multiple_of(S::N) * panel } else { 0 });
         let square = panels.square.take(S::N * S::N);
         let count = block.rows.len().div_ceil(panel);
         let (qt, all_positions, hashes) =
             (panels.qt.get(count * size), panels.positions.get(count * panel), panels.hashes.get(count * panel));
-        let (acc, maximum, sum) = (panels.acc.take(count * panel * dv), panels.maximum.take(count * panel), panels.sum.take(count * panel));
+        let (acc, maximum) = (panels.acc.take(count * panel * dv), panels.maximum.take(count * panel));
+        let (sum, rounded) = (panels.sum.take(count * panel), panels.rounded.take(count * panel));
         for (i, queries) in block.panels::<S>().enumerate().take(range.end).skip(range.start) {
             let lanes = i * panel..(i + 1) * panel;
             let positions = &all_positions[lanes.clone()];
@@ -346,6 +388,7 @@ impl Task for Meet<'_, '_> {
                     p: &mut *p,
                     maximum: &mut maximum[lanes.clone()],
                     sum: &mut sum[lanes.clone()],
+                    rounded: &mut rounded[lanes.clone()],
                     acc: &mut acc[lanes.start * dv..lanes.end * dv],
                     width: dv,
                     queries: queries.len(),
@@ -353,8 +396,8 @@ impl Task for Meet<'_, '_> {
                     limit: if block.guarded { REBASE_EARLY } else { REBASE_ABOVE },
                 };
                 let tiles = first..visible.end.min(first + BLOCK / R);
-                softmax.weigh::<S, R>(s, &meeting, tiles.clone());
-                softmax.gather::<S, R>(s, &meeting, weighed, tiles.clone());
+                softmax.weigh::<S, M, R>(s, &meeting, tiles.clone());
+                softmax.gather::<S, M, R>(s, &meeting, weighed, tiles.clone());
                 if !spoilt.is_empty() {
                     softmax.gather_spoilt::<S, R>(&meeting, (v, dims.dv), (spoilt, tiles));
                 }

@@ -17,6 +17,7 @@ mod score;
 pub(crate) mod softmax;
 
 use crate::problem::{check_flat, expect};
+use crate::simd::Singles;
 use crate::{Error, Gradients, Output, Par, Problem, Saved, ViewMut};
 use std::ops::Range;
 
@@ -35,10 +36,10 @@ pub fn forward(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) -> Result<
 }
 
 /// The same in tiles, however few queries there are: scores then have the bits that [`backward`] computes again, and a row of `o` does
-/// not depend on how many others stand beside it.
+/// not depend on how many others stand beside it. So products are of f32, as they are there.
 pub(crate) fn forward_tiled(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) -> Result<(), Error> {
     out.check(&problem.dims, problem.q.dtype())?;
-    forward::run(problem, out, par);
+    forward::run_in::<Singles>(problem, out, par);
     Ok(())
 }
 

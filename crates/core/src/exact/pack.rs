@@ -4,8 +4,9 @@ use super::dropout::Mask;
 use super::plan::{Facts, KeyList, Keys};
 use crate::Problem;
 use crate::sight::Scope;
-use crate::simd::{Aligned, LINE, Lanes, Rows};
-use crate::view::View;
+use crate::simd::{Aligned, Form, LINE, Lanes, Rows, pair_of};
+use crate::view::{Strided, View};
+use half::bf16;
 use std::ops::Range;
 
 /// Keys in working form: what is known of them, and their rows of K and V, padded to whole tiles where tiles read them.
@@ -108,6 +109,116 @@ pub(super) fn key_rows<'a, S: Lanes>(
     Rows { data: &scratch[..rows * stride], stride }
 }
 
+/// The rows of a block of keys as pairs of neighbours along the row, the last one of an odd width with zero: what is broadcast to
+/// queries in pairs. `rows` of them, those beyond the keys zeros.
+#[inline(always)]
+fn paired_along<'a>(view: &Strided<'_, bf16>, [b, g]: [usize; 2], keys: KeyList<'_>, rows: usize, scratch: &'a mut [f32]) -> Rows<'a> {
+    let width = view.shape()[3];
+    let stride = width.div_ceil(2);
+    let scratch = &mut scratch[..rows * stride];
+    for (i, into) in scratch.chunks_exact_mut(stride).enumerate() {
+        if i < keys.list.len() {
+            pair_neighbours(view, [b, g, keys.plan.row(keys.list, i)], into);
+        } else {
+            into.fill(0.0);
+        }
+    }
+    Rows { data: scratch, stride }
+}
+
+#[inline(always)]
+fn pair_neighbours(view: &Strided<'_, bf16>, [b, g, n]: [usize; 3], into: &mut [f32]) {
+    let width = view.shape()[3];
+    if let Some(row) = view.row(b, g, n) {
+        let (pairs, last) = row.as_chunks::<2>();
+        for (to, &[first, second]) in into.iter_mut().zip(pairs) {
+            *to = pair_of(first, second);
+        }
+        if let (Some(to), &[first]) = (into.last_mut(), last) {
+            *to = pair_of(first, bf16::ZERO);
+        }
+        return;
+    }
+    for (i, to) in into.iter_mut().enumerate() {
+        let second = if 2 * i + 1 < width { view.at([b, g, n, 2 * i + 1]) } else { bf16::ZERO };
+        *to = pair_of(view.at([b, g, n, 2 * i]), second);
+    }
+}
+
+/// Rows in pairs of neighbouring keys, value by value, padded with zeros to whole registers.
+#[inline(always)]
+fn paired_across<'a, S: Lanes>(s: S, view: &View<'_>, [b, g]: [usize; 2], keys: KeyList<'_>, scratch: &'a mut [f32]) -> Rows<'a> {
+    let width = view.shape()[3];
+    let stride = width.next_multiple_of(S::N);
+    let count = keys.list.len();
+    let (pairs, second) = scratch[..(count.div_ceil(2) + 1) * stride].split_at_mut(count.div_ceil(2) * stride);
+    for (i, first) in pairs.chunks_exact_mut(stride).enumerate() {
+        view.widen_row(s, [b, g, keys.plan.row(keys.list, 2 * i)], first);
+        first[width..].fill(0.0);
+        second.fill(0.0);
+        if 2 * i + 1 < count {
+            view.widen_row(s, [b, g, keys.plan.row(keys.list, 2 * i + 1)], second);
+        }
+        pair_rows(s, first, second);
+    }
+    Rows { data: pairs, stride }
+}
+
+/// Puts the values of `second` beside those of `first`.
+#[inline(always)]
+fn pair_rows<S: Lanes>(s: S, first: &mut [f32], second: &[f32]) {
+    for (first, second) in first.chunks_exact_mut(S::N).zip(second.chunks_exact(S::N)) {
+        let both = s.pair([s.load(first), s.load(second)]);
+        s.store(first, both);
+    }
+}
+
+/// Floats that [`keys`] or [`values`] need for so many rows of this width.
+pub(super) fn room<S: Lanes>(rows: usize, width: usize) -> usize {
+    (rows + 2) * width.next_multiple_of(S::N)
+}
+
+/// Rows of K, as many as are asked for, as tiles of `M` broadcast them.
+#[inline(always)]
+pub(super) fn keys<'a, S: Lanes, M: Form>(
+    s: S,
+    (view, at): (&View<'a>, [usize; 2]),
+    keys: KeyList<'_>,
+    rows: usize,
+    room: &'a mut [f32],
+) -> Rows<'a> {
+    match view {
+        View::Bf16(view) if M::PER_LANE == 2 => paired_along(view, at, keys, rows, room),
+        _ => key_rows(s, view, at, keys, (rows, Use::Broadcast), room),
+    }
+}
+
+/// Rows of V, as tiles of `M` load them.
+#[inline(always)]
+pub(super) fn values<'a, S: Lanes, M: Form>(s: S, (view, at): (&View<'a>, [usize; 2]), keys: KeyList<'_>, room: &'a mut [f32]) -> Rows<'a> {
+    if M::PER_LANE == 2 { paired_across(s, view, at, keys, room) } else { key_rows(s, view, at, keys, (keys.list.len(), Use::Lanes), room) }
+}
+
+/// Rows of a head as a panel for tiles of `M`: see [`panel`]. Pairs are made by way of `wide`.
+#[inline(always)]
+pub(super) fn queries<S: Lanes, M: Form>(
+    s: S,
+    (view, at): (&View<'_>, [usize; 2]),
+    rows: Range<usize>,
+    (staged, wide, into): (&mut [f32], &mut [f32], &mut [f32]),
+    factor: f32,
+) {
+    if M::PER_LANE == 1 {
+        return panel(s, (view, at), rows, (staged, into), factor);
+    }
+    panel(s, (view, at), rows, (staged, wide), 1.0);
+    let lanes = 2 * S::N;
+    for (two, into) in wide.chunks_exact(2 * lanes).zip(into.chunks_exact_mut(lanes)) {
+        into.copy_from_slice(&two[..lanes]);
+        pair_rows(s, into, &two[lanes..]);
+    }
+}
+
 /// Asks for the `part.0`-th of `part.1` equal parts of the rows of some keys, which will be read soon.
 #[inline(always)]
 pub(super) fn prefetch<S: Lanes>(s: S, view: &View<'_>, [b, g]: [usize; 2], keys: KeyList<'_>, part: (usize, usize)) {
@@ -160,8 +271,8 @@ fn transpose_rows<S: Lanes>(s: S, (from, stride): (&[f32], usize), (halves, widt
     }
 }
 
-/// Rows of a head as a panel `[width][2·N]`, multiplied by `factor`; lanes beyond `rows` are zero, or anything where the
-/// upper register has none. Rows that are whole registers of f32 are read where they stand, others by way of `staged`.
+/// Rows of a head as a panel `[width][2·N]`, multiplied by `factor`; lanes beyond `rows` repeat the last one, or are anything where the
+/// upper register has no row. Rows that are whole registers of f32 are read where they stand, others by way of `staged`.
 #[inline(always)]
 pub(crate) fn panel<S: Lanes>(
     s: S,
@@ -171,13 +282,24 @@ pub(crate) fn panel<S: Lanes>(
     factor: f32,
 ) {
     let width = view.shape()[3];
+    let (stride, registers) = (width.next_multiple_of(S::N), rows.len().div_ceil(S::N));
     let whole = width.is_multiple_of(S::N) && rows.len().is_multiple_of(S::N);
     match view.rows(b, h, rows.clone()) {
-        Some((data, stride)) if whole => transpose_rows(s, (data, stride), (rows.len() / S::N, width), into, factor),
+        Some((data, stride)) if whole => transpose_rows(s, (data, stride), (registers, width), into, factor),
         _ => {
+            let staged = &mut staged[..registers * S::N * stride];
             stage_rows(s, view, [b, h], rows, staged);
-            transpose_panel(s, staged, width, into, factor);
+            transpose_rows(s, (staged, stride), (registers, width), into, factor);
         }
+    }
+}
+
+/// Lets the upper register of a panel, which [`panel`] leaves alone where it has no rows, repeat the last one, too.
+#[inline(always)]
+pub(super) fn repeat_last<S: Lanes>(s: S, panel: &mut [f32]) {
+    for both in panel.chunks_exact_mut(2 * S::N) {
+        let last = both[S::N - 1];
+        s.store(&mut both[S::N..], s.splat(last));
     }
 }
 

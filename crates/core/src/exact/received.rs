@@ -2,34 +2,42 @@
 //!
 //! A job owns a chunk of keys of one query head and adds over all queries, so nothing is shared. Before dropout.
 
-use super::pack::{self, Use};
+use super::forward::takes_pairs;
+use super::pack;
 use super::plan::{BLOCK, Facts, KeyList, Keys, Plan};
-use super::score::{Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Variant};
+use super::score::{Extras, Masked, MaskedBiased, Meeting, Of, Plain, Rich, Variant};
 use super::softmax::bounds;
 use crate::par::Jobs;
-use crate::simd::{Aligned, Lanes, Task, dispatch};
+use crate::simd::{Aligned, Form, Lanes, Pairs, Singles, Task};
 use crate::view::{DisjointRows, StridedMut};
 use crate::{Par, Problem};
 use std::f64::consts::LOG2_E;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Fills `into [B, H, M]` from `lse [B, H, N]`; sizes are checked.
+/// Fills `into [B, H, M]` from `lse [B, H, N]`; sizes are checked. Products are those of the forward pass: an error of a score that
+/// both make is none of a weight.
 pub(super) fn run(problem: &Problem<'_>, lse: &[f32], into: &mut [f32], par: Par) {
+    if takes_pairs(problem, par) { run_in::<Pairs>(problem, lse, into, par) } else { run_in::<Singles>(problem, lse, into, par) }
+}
+
+fn run_in<M: Form>(problem: &Problem<'_>, lse: &[f32], into: &mut [f32], par: Par) {
     let dims = &problem.dims;
     let pieces = problem.sight.key_pieces(dims, BLOCK);
     let mut out = StridedMut::contiguous(into, [dims.batch, dims.heads, dims.keys, 1], "received").expect("received was checked");
     let rows = DisjointRows::new(&mut out, &pieces);
     par.run(dims.batch * dims.heads * pieces.len(), super::flops(problem), |jobs| {
-        dispatch(par.level_in_use(), Worker { problem, lse, pieces: &pieces, rows: &rows, jobs });
+        M::dispatch(par.level_in_use(), Worker::<M> { problem, lse, pieces: &pieces, rows: &rows, jobs, form: PhantomData });
     });
 }
 
-struct Worker<'a> {
+struct Worker<'a, M> {
     problem: &'a Problem<'a>,
     lse: &'a [f32],
     pieces: &'a [Range<usize>],
     rows: &'a DisjointRows<'a, f32>,
     jobs: &'a Jobs<'a>,
+    form: PhantomData<M>,
 }
 
 #[derive(Default)]
@@ -37,6 +45,7 @@ struct Scratch {
     facts: Facts,
     k: Aligned<f32>,
     staged: Aligned<f32>,
+    wide: Aligned<f32>,
     qt: Aligned<f32>,
     positions: Aligned<i32>,
     hashes: Aligned<i32>,
@@ -47,7 +56,7 @@ struct Scratch {
     lanes: Aligned<f32>,
 }
 
-impl Task for Worker<'_> {
+impl<M: Form> Task for Worker<'_, M> {
     type Output = ();
 
     #[inline(always)]
@@ -68,7 +77,7 @@ impl Task for Worker<'_> {
     }
 }
 
-impl Worker<'_> {
+impl<M: Form> Worker<'_, M> {
     #[inline(always)]
     fn sweep<S: Lanes, const R: usize>(&self, s: S, [b, h]: [usize; 2], piece: Range<usize>, (scratch, sums): (&mut Scratch, &mut [f32])) {
         let problem = self.problem;
@@ -82,12 +91,12 @@ impl Worker<'_> {
         let plan = Plan::default();
         let list = Keys::Run(keys.clone());
         let keys = KeyList { plan: &plan, list: &list, seen_all: false };
-        let Scratch { facts, k, staged, qt, positions, hashes, below, dense, square, lanes } = scratch;
+        let Scratch { facts, k, staged, wide, qt, positions, hashes, below, dense, square, lanes } = scratch;
         facts.collect(problem, &scope, g, keys, R);
         let (count, width, panel) = (facts.tiles() * R, dims.dk.next_multiple_of(S::N), 2 * S::N);
-        let k = pack::key_rows(s, &problem.k, [b, g], keys, (count, Use::Broadcast), k.take(count * width));
+        let k = pack::keys::<S, M>(s, (&problem.k, [b, g]), keys, count, k.take(pack::room::<S>(count, dims.dk)));
         let extras = Extras::new(problem, h);
-        let (staged, qt) = (staged.take(panel * width), qt.take(panel * width));
+        let [staged, wide, qt] = [staged, wide, qt].map(|room| room.take(panel * width));
         let (positions, hashes, below) = (positions.take(panel), hashes.take(panel), below.take(panel));
         let dense = dense.take(if extras.dense { BLOCK.next_multiple_of(S::N) * panel } else { 0 });
         let square = square.take(S::N * S::N);
@@ -100,8 +109,10 @@ impl Worker<'_> {
             if visible.is_empty() {
                 continue;
             }
-            pack::stage_rows(s, &problem.q, [b, h], queries.clone(), staged);
-            pack::transpose_panel(s, staged, dims.dk, qt, extras.query_factor(problem));
+            pack::queries::<S, M>(s, (&problem.q, [b, h]), queries.clone(), (staged, wide, qt), extras.factor);
+            if queries.len() <= S::N {
+                pack::repeat_last(s, qt);
+            }
             let lse = &self.lse[(b * dims.heads + h) * dims.queries..][queries.clone()];
             below.fill(f32::NEG_INFINITY);
             for (below, lse) in below.iter_mut().zip(lse).filter(|(_, lse)| **lse != f32::NEG_INFINITY) {
@@ -126,10 +137,10 @@ impl Worker<'_> {
                 let (run, full) = facts.run(left.clone(), bounds(positions));
                 left.start = run.end;
                 match (full, extras.biased, extras.rich) {
-                    (_, _, true) => add_panel::<S, R, Rich>(s, &meeting, below, run, lanes),
-                    (true, false, _) => add_panel::<S, R, Plain>(s, &meeting, below, run, lanes),
-                    (false, false, _) => add_panel::<S, R, Masked>(s, &meeting, below, run, lanes),
-                    (_, true, _) => add_panel::<S, R, MaskedBiased>(s, &meeting, below, run, lanes),
+                    (_, _, true) => add_panel::<S, R, Of<M, Rich>>(s, &meeting, below, run, lanes),
+                    (true, false, _) => add_panel::<S, R, Of<M, Plain>>(s, &meeting, below, run, lanes),
+                    (false, false, _) => add_panel::<S, R, Of<M, Masked>>(s, &meeting, below, run, lanes),
+                    (_, true, _) => add_panel::<S, R, Of<M, MaskedBiased>>(s, &meeting, below, run, lanes),
                 }
             }
         }

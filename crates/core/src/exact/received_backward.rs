@@ -6,6 +6,7 @@
 
 use super::{backward, forward};
 use crate::problem::{Output, Saved};
+use crate::simd::Singles;
 use crate::view::{Strided, StridedMut, View, ViewMut};
 use crate::{Dims, Gradients, Par, Problem};
 
@@ -21,7 +22,7 @@ pub(super) fn run(problem: &Problem<'_>, [lse, d_received]: [&[f32]; 2], [dq, dk
         let turn = problem.one_of_each_group(r, View::F32(v.every(r, problem.dims.group())));
         let lse = heads_of(lse, &problem.dims, r);
         let out = StridedMut::contiguous(&mut o, of_output, "o").expect("o was sized");
-        forward::run(&turn, &mut Output { o: ViewMut::F32(out), lse: None }, par);
+        forward::run_in::<Singles>(&turn, &mut Output { o: ViewMut::F32(out), lse: None }, par);
         let ones = Strided::new(&[1.0], 0, of_output, [0; 4], "do").expect("one element is there");
         let o = Strided::contiguous(&o, of_output, "o").expect("o was sized");
         let saved = Saved { o: View::F32(o), lse: &lse, d_o: View::F32(ones) };

@@ -1,18 +1,21 @@
 //! Logits of one register tile: `R` keys by one or two registers of queries, in units of log2.
 //!
 //! `scale·log2 e` is folded into Q, so that the product needs only its offset (minus the running maximum, or minus the
-//! log-sum-exp in the backward pass) to be ready for `exp2`. The sum starts at 0, or at the key's bias, and takes the offset
+//! log-sum-exp in the backward pass) to be ready for `exp2`; pairs of bf16 are multiplied as they are, and scaled with the offset. The sum starts at 0, or at the key's bias, and takes the offset
 //! last: starting at the offset would save an operation and cost the bits that partial sums of that size lose. Soft-cap,
 //! ALiBi and dense biases come after the product.
 
 use super::dropout::Mask;
 use super::plan::Facts;
 use crate::Problem;
-use crate::simd::{Along, Lanes, Rows, product};
+use crate::simd::{Along, Form, Lanes, Rows, Singles, product};
 use std::f32::consts::LOG2_E;
+use std::marker::PhantomData;
 
 /// Which parts of a score a loop is compiled with.
 pub(super) trait Variant {
+    /// What a lane of the operands of products holds.
+    type Form: Form;
     /// Keys are hidden from single lanes.
     const MASKED: bool;
     /// Keys have biases.
@@ -25,6 +28,7 @@ macro_rules! variants {
     ($($name:ident: $masked:literal $biased:literal $rich:literal;)+) => {
         $(pub(super) struct $name;
         impl Variant for $name {
+            type Form = Singles;
             const MASKED: bool = $masked;
             const BIASED: bool = $biased;
             const RICH: bool = $rich;
@@ -40,6 +44,16 @@ variants! {
     Rich: true true true;
 }
 
+/// A variant over operands of some form.
+pub(super) struct Of<M, V>(PhantomData<(M, V)>);
+
+impl<M: Form, V: Variant> Variant for Of<M, V> {
+    type Form = M;
+    const MASKED: bool = V::MASKED;
+    const BIASED: bool = V::BIASED;
+    const RICH: bool = V::RICH;
+}
+
 /// The parts of a score that are the same for all tiles of a query head.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extras {
@@ -51,6 +65,8 @@ pub(super) struct Extras {
     softcap: Option<(f32, f32)>,
     /// ALiBi's slope in units of log2; 0 without.
     slope: f32,
+    /// What products are multiplied by: it is folded into Q where that is held in f32.
+    pub(super) factor: f32,
     /// A dense bias or mask fills the panel's table.
     pub(super) dense: bool,
     /// See [`Mask`].
@@ -67,14 +83,10 @@ impl Extras {
             rich: dense || softcap.is_some() || dropout.is_some() || problem.has_alibi(),
             softcap,
             slope: problem.slope(h),
+            factor: if softcap.is_some() { problem.scale() } else { problem.scale() * LOG2_E },
             dense,
             dropout,
         }
-    }
-
-    /// The factor folded into Q.
-    pub(super) fn query_factor(&self, problem: &Problem<'_>) -> f32 {
-        if self.softcap.is_some() { problem.scale() } else { problem.scale() * LOG2_E }
     }
 }
 
@@ -115,24 +127,36 @@ impl Meeting<'_> {
         offset: [S::F; C],
     ) -> (Tile<S, R, C>, Option<Tile<S, R, C>>) {
         let key = tile * R;
-        let k = Along(self.k.from(key));
+        let k = V::Form::left(Along(self.k.from(key)));
         let qt = Rows::new(&self.qt[from * S::N..], 2 * S::N);
-        if !V::RICH {
-            let mut start = [[s.zero(); C]; R];
-            if V::BIASED {
-                for (row, bias) in start.iter_mut().zip(&self.facts.bias[key..key + R]) {
-                    *row = [s.splat(*bias); C];
-                }
+        let (steps, folded) = (V::Form::rows(self.dk), V::Form::PER_LANE == 1);
+        let mut start = [[s.zero(); C]; R];
+        if V::BIASED && folded && !V::RICH {
+            for (row, bias) in start.iter_mut().zip(&self.facts.bias[key..key + R]) {
+                *row = [s.splat(*bias); C];
             }
-            let mut x = product::<S, _, R, C>(s, start, k, qt, self.dk);
-            for row in &mut x {
+        }
+        let mut x = product::<S, _, R, C>(s, start, k, qt, steps);
+        if !V::RICH {
+            for (r, row) in x.iter_mut().enumerate() {
                 for (value, offset) in row.iter_mut().zip(offset) {
-                    *value = s.add(*value, offset);
+                    *value = match (folded, V::BIASED) {
+                        (true, _) => s.add(*value, offset),
+                        (false, false) => s.mul_add(*value, s.splat(self.extras.factor), offset),
+                        (false, true) => {
+                            let biased = s.mul_add(*value, s.splat(self.extras.factor), s.splat(self.facts.bias[key + r]));
+                            s.add(biased, offset)
+                        }
+                    };
                 }
             }
             return (x, None);
         }
-        let mut x = product::<S, _, R, C>(s, [[s.zero(); C]; R], k, qt, self.dk);
+        if !folded {
+            for value in x.as_flattened_mut() {
+                *value = s.mul(*value, s.splat(self.extras.factor));
+            }
+        }
         let slopes = match self.extras.softcap {
             Some(cap) => Some(self.cap::<S, R, C>(s, cap, &mut x)),
             None => None,

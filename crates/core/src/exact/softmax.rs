@@ -8,8 +8,8 @@
 //! Milakov & Gimelshein 2018 (online softmax); lanes over queries and the lazy maximum are ours.
 
 use super::plan::Class;
-use super::score::{Biased, Masked, MaskedBiased, Meeting, Plain, Rich, Variant};
-use crate::simd::{Across, Lanes, Left, Rows, Task, product};
+use super::score::{Biased, Masked, MaskedBiased, Meeting, Of, Plain, Rich, Tile, Variant};
+use crate::simd::{Across, Form, Lanes, Left, Rows, Task, product};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -26,12 +26,14 @@ pub(super) fn bounds(positions: &[i32]) -> (i32, i32) {
 
 /// The running softmax of one panel of queries.
 pub(super) struct Softmax<'a> {
-    /// Weights `[key][2·N]` of the tiles at hand.
+    /// Weights `[key][2·N]` of the tiles at hand, or `[pair of keys][2·N]`.
     pub(super) p: &'a mut [f32],
     /// Running maximum in units of log2.
     pub(super) maximum: &'a mut [f32],
     /// Running sum of weights relative to the maximum.
     pub(super) sum: &'a mut [f32],
+    /// The same of weights as the product with V takes them, where it rounds them: output divided by it is a mean of values.
+    pub(super) rounded: &'a mut [f32],
     /// Unnormalised output `[2·N][width]`.
     pub(super) acc: &'a mut [f32],
     pub(super) width: usize,
@@ -79,7 +81,7 @@ impl Kind {
 impl Softmax<'_> {
     /// Fills `p` for the visible tiles and updates maximum and sum.
     #[inline(always)]
-    pub(super) fn weigh<S: Lanes, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, tiles: Range<usize>) {
+    pub(super) fn weigh<S: Lanes, M: Form, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, tiles: Range<usize>) {
         let (lower, upper) = (bounds(&meeting.positions[..S::N]), bounds(&meeting.positions[S::N..]));
         let positions = [(lower.0.min(upper.0), lower.1.max(upper.1)), lower, upper];
         let mut start = tiles.start;
@@ -91,11 +93,11 @@ impl Softmax<'_> {
             }
             let run = (start..end, kind.part);
             match (kind.full, meeting.extras.biased, meeting.extras.rich) {
-                (_, _, true) => self.weigh_part::<S, R, Rich>(s, meeting, run),
-                (true, false, _) => self.weigh_part::<S, R, Plain>(s, meeting, run),
-                (false, false, _) => self.weigh_part::<S, R, Masked>(s, meeting, run),
-                (true, true, _) => self.weigh_part::<S, R, Biased>(s, meeting, run),
-                (false, true, _) => self.weigh_part::<S, R, MaskedBiased>(s, meeting, run),
+                (_, _, true) => self.weigh_part::<S, R, Of<M, Rich>>(s, meeting, run),
+                (true, false, _) => self.weigh_part::<S, R, Of<M, Plain>>(s, meeting, run),
+                (false, false, _) => self.weigh_part::<S, R, Of<M, Masked>>(s, meeting, run),
+                (true, true, _) => self.weigh_part::<S, R, Of<M, Biased>>(s, meeting, run),
+                (false, true, _) => self.weigh_part::<S, R, Of<M, MaskedBiased>>(s, meeting, run),
             }
             start = end;
         }
@@ -114,8 +116,9 @@ impl Softmax<'_> {
     #[inline(always)]
     fn weigh_half<S: Lanes, const R: usize, V: Variant>(&mut self, s: S, meeting: &Meeting<'_>, tiles: Range<usize>, from: usize) {
         if self.queries > S::N {
-            for key in (tiles.start - self.first) * R..(tiles.end - self.first) * R {
-                s.store(&mut self.p[(key * 2 + 1 - from) * S::N..], s.zero());
+            let rows = self.row::<V::Form, R>(tiles.start)..self.row::<V::Form, R>(tiles.end);
+            for row in rows {
+                s.store(&mut self.p[(row * 2 + 1 - from) * S::N..], s.zero());
             }
         }
         self.weigh_run::<S, R, 1, V>(s, meeting, tiles, from);
@@ -135,31 +138,70 @@ impl Softmax<'_> {
             tiles.start += 1;
         }
         let mut below = self.below_maximum::<S, C>(s, from);
-        let mut sum = load_registers::<S, C>(s, self.sum, from);
+        let mut sums = self.load_sums::<S, V::Form, C>(s, from);
         for tile in tiles {
             let (x, _) = meeting.logits::<S, R, C, V>(s, (tile, from), below);
-            let mut added = [s.zero(); C];
-            let p = &mut self.p[(tile - self.first) * R * 2 * S::N..][..R * 2 * S::N];
-            for r in 0..R {
-                for c in 0..C {
-                    let e = meeting.keep::<S, V>(s, tile * R + r, from + c, s.exp2(x[r][c]));
-                    added[c] = if r == 0 { e } else { s.add(added[c], e) };
-                    let weight = meeting.drop::<S, V>(s, tile * R + r, from + c, e);
-                    s.store(&mut p[(r * 2 + from + c) * S::N..], weight);
-                }
-            }
-            if any_above::<S, C>(s, added, limit) {
-                store_registers::<S, C>(s, sum, self.sum, from);
+            let added = self.store_weights::<S, R, C, V>(s, meeting, (tile, from), x);
+            if any_above::<S, C>(s, added[0], limit) {
+                self.store_sums::<S, V::Form, C>(s, sums, from);
                 self.rebase::<S, R, C, V>(s, meeting, tile, from);
                 below = self.below_maximum::<S, C>(s, from);
-                sum = load_registers::<S, C>(s, self.sum, from);
+                sums = self.load_sums::<S, V::Form, C>(s, from);
             } else {
-                for (sum, added) in sum.iter_mut().zip(added) {
-                    *sum = s.add(*sum, added);
-                }
+                sums = add_sums::<S, C>(s, sums, added);
             }
         }
+        self.store_sums::<S, V::Form, C>(s, sums, from);
+    }
+
+    #[inline(always)]
+    fn load_sums<S: Lanes, M: Form, const C: usize>(&self, s: S, from: usize) -> Sums<S, C> {
+        let sum = load_registers::<S, C>(s, self.sum, from);
+        let rounded = if M::PER_LANE == 1 { sum } else { load_registers::<S, C>(s, self.rounded, from) };
+        [sum, rounded]
+    }
+
+    #[inline(always)]
+    fn store_sums<S: Lanes, M: Form, const C: usize>(&mut self, s: S, [sum, rounded]: Sums<S, C>, from: usize) {
         store_registers::<S, C>(s, sum, self.sum, from);
+        if M::PER_LANE == 2 {
+            store_registers::<S, C>(s, rounded, self.rounded, from);
+        }
+    }
+
+    /// The row of `p` in which the weights of a tile begin.
+    #[inline(always)]
+    fn row<M: Form, const R: usize>(&self, tile: usize) -> usize {
+        (tile - self.first) * R / M::PER_LANE
+    }
+
+    /// Fills `p` for one tile whose logits are relative to the maximum; gives their sums before dropout.
+    #[inline(always)]
+    fn store_weights<S: Lanes, const R: usize, const C: usize, V: Variant>(
+        &mut self,
+        s: S,
+        meeting: &Meeting<'_>,
+        (tile, from): (usize, usize),
+        x: Tile<S, R, C>,
+    ) -> Sums<S, C> {
+        let [mut added, mut rounded] = [[s.zero(); C]; 2];
+        let one = V::Form::join(s, [s.splat(1.0); 2]);
+        let (first, rows) = (self.row::<V::Form, R>(tile), R / V::Form::PER_LANE);
+        let p = &mut self.p[first * 2 * S::N..][..rows * 2 * S::N];
+        for row in 0..rows {
+            for c in 0..C {
+                let [mut whole, mut weights] = [[s.zero(); 2]; 2];
+                for i in 0..V::Form::PER_LANE {
+                    let r = row * V::Form::PER_LANE + i;
+                    let e = meeting.keep::<S, V>(s, tile * R + r, from + c, s.exp2(x[r][c]));
+                    added[c] = if r == 0 { e } else { s.add(added[c], e) };
+                    (whole[i], weights[i]) = (e, meeting.drop::<S, V>(s, tile * R + r, from + c, e));
+                }
+                rounded[c] = V::Form::multiply_add(s, V::Form::join(s, whole), one, rounded[c]);
+                s.store(&mut p[(row * 2 + from + c) * S::N..], V::Form::join(s, weights));
+            }
+        }
+        [added, rounded]
     }
 
     /// Whether some lane has seen nothing yet.
@@ -185,7 +227,7 @@ impl Softmax<'_> {
 
     /// Adds `P·V` of the visible tiles to the output, trimmed for every `R` queries to the tiles that they see.
     #[inline(always)]
-    pub(super) fn gather<S: Lanes, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, v: Rows<'_>, tiles: Range<usize>) {
+    pub(super) fn gather<S: Lanes, M: Form, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, v: Rows<'_>, tiles: Range<usize>) {
         let facts = meeting.facts;
         for group in 0..self.queries.div_ceil(R) {
             let positions = bounds(&meeting.positions[group * R..(group + 1) * R]);
@@ -194,9 +236,9 @@ impl Softmax<'_> {
             if keys.is_empty() {
                 continue;
             }
-            let p = Across(Rows::new(&self.p[(keys.start - self.first * R) * 2 * S::N + group * R..], 2 * S::N));
+            let p = Across(Rows::new(&self.p[self.row::<M, R>(seen.start) * 2 * S::N + group * R..], 2 * S::N));
             let acc = &mut self.acc[group * R * self.width..(group + 1) * R * self.width];
-            add_product::<S, R>(s, (acc, self.width), p, v.from(keys.start), keys.len());
+            add_product::<S, R>(s, (acc, self.width), M::left(p), v.from(keys.start / M::PER_LANE), M::rows(keys.len()));
         }
     }
 
@@ -218,17 +260,19 @@ impl Softmax<'_> {
         }
     }
 
-    /// Multiplies the first `keys` weights, the sum and the output of one register of queries by `factor`.
+    /// Multiplies the first `rows` of weights, the sum and the output of one register of queries by `factor`.
     #[inline(always)]
-    fn rescale<S: Lanes>(&mut self, s: S, c: usize, keys: usize, factor: S::F) {
-        for key in 0..keys {
-            let p = &mut self.p[(key * 2 + c) * S::N..];
-            let scaled = s.mul(s.load(p), factor);
+    fn rescale<S: Lanes, M: Form>(&mut self, s: S, c: usize, rows: usize, factor: S::F) {
+        for row in 0..rows {
+            let p = &mut self.p[(row * 2 + c) * S::N..];
+            let scaled = M::scale(s, s.load(p), factor);
             s.store(p, scaled);
         }
-        let sum = &mut self.sum[c * S::N..];
-        let scaled = s.mul(s.load(sum), factor);
-        s.store(sum, scaled);
+        let mut sums = self.load_sums::<S, M, 1>(s, c);
+        for sum in sums.as_flattened_mut() {
+            *sum = s.mul(*sum, factor);
+        }
+        self.store_sums::<S, M, 1>(s, sums, c);
         let mut factors = [0.0f32; 16];
         s.store(&mut factors, factor);
         for (lane, row) in self.acc[c * S::N * self.width..(c + 1) * S::N * self.width].chunks_mut(self.width).enumerate() {
@@ -238,6 +282,17 @@ impl Softmax<'_> {
             }
         }
     }
+}
+
+/// Sums of weights, and of weights as products take them.
+type Sums<S, const C: usize> = [[<S as Lanes>::F; C]; 2];
+
+#[inline(always)]
+fn add_sums<S: Lanes, const C: usize>(s: S, mut sums: Sums<S, C>, added: Sums<S, C>) -> Sums<S, C> {
+    for (sum, added) in sums.as_flattened_mut().iter_mut().zip(added.as_flattened()) {
+        *sum = s.add(*sum, *added);
+    }
+    sums
 }
 
 #[inline(always)]
@@ -281,7 +336,7 @@ impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
         let Rebase { softmax, meeting, tile, from, .. } = self;
-        let (x, _) = meeting.logits::<S, R, C, V>(s, (tile, from), [s.zero(); C]);
+        let (mut x, _) = meeting.logits::<S, R, C, V>(s, (tile, from), [s.zero(); C]);
         let lowest = s.splat(f32::NEG_INFINITY);
         for i in 0..C {
             let c = from + i;
@@ -294,18 +349,15 @@ impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
             s.store(&mut softmax.maximum[c * S::N..], new);
             if s.any_not_at_most(old, lowest) {
                 let shift = s.select(s.equal(old, lowest), s.zero(), s.exp2(s.sub(old, new)));
-                softmax.rescale(s, c, (tile - softmax.first) * R, shift);
+                softmax.rescale::<S, V::Form>(s, c, softmax.row::<V::Form, R>(tile), shift);
             }
-            let mut sum = s.load(&softmax.sum[c * S::N..]);
-            for (r, row) in x.iter().enumerate() {
-                let key = tile * R + r;
-                let e = meeting.keep::<S, V>(s, key, c, s.exp2(s.sub(row[i], base)));
-                sum = s.add(sum, e);
-                let weight = meeting.drop::<S, V>(s, key, c, e);
-                s.store(&mut softmax.p[((key - softmax.first * R) * 2 + c) * S::N..], weight);
+            for row in &mut x {
+                row[i] = s.sub(row[i], base);
             }
-            s.store(&mut softmax.sum[c * S::N..], sum);
         }
+        let added = softmax.store_weights::<S, R, C, V>(s, meeting, (tile, from), x);
+        let sums = add_sums::<S, C>(s, softmax.load_sums::<S, V::Form, C>(s, from), added);
+        softmax.store_sums::<S, V::Form, C>(s, sums, from);
     }
 }
 

@@ -1,9 +1,10 @@
 //! The machine's own ceilings, measured: what a kernel's speed is a fraction of.
 
-use super::{Lanes, Task, dispatch};
+use super::{Form, Lanes, Pairs, Singles, Task, dispatch};
 use crate::Par;
 use crate::simd::Aligned;
 use std::hint::black_box;
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 /// How long all threads work before anything counts: an idle processor may take tens of milliseconds to be woken.
@@ -21,13 +22,17 @@ const AGREEMENT: f64 = 0.03;
 /// Fused multiply-adds of f32 at the level in use, GFLOP/s over all threads: independent chains that never leave the
 /// registers.
 pub fn fma_gflops(par: Par) -> f64 {
-    const ROUNDS: usize = 100_000;
-    settled(|| rate(par, |_, _| dispatch(par.level_in_use(), Chains { rounds: ROUNDS }))) / 1e9
+    gflops_in::<Singles>(par)
 }
 
-/// The same for products of bf16 pairs, where the processor has them and the kernel uses them.
-pub fn bf16_gflops(_par: Par) -> Option<f64> {
-    None
+/// The same for products of bf16 pairs, where the kernel uses them: the processor has an instruction, and it is the faster way.
+pub fn bf16_gflops(par: Par) -> Option<f64> {
+    par.multiplies_pairs().then(|| gflops_in::<Pairs>(par))
+}
+
+fn gflops_in<M: Form>(par: Par) -> f64 {
+    const ROUNDS: usize = 100_000;
+    settled(|| rate(par, |_, _| M::dispatch(par.level_in_use(), Chains::<M> { rounds: ROUNDS, form: PhantomData }))) / 1e9
 }
 
 /// Memory read over all threads from arrays far larger than the caches, GB/s.
@@ -89,33 +94,35 @@ fn rate(par: Par, piece: impl Fn(usize, usize) -> f64 + Sync) -> f64 {
     })
 }
 
-struct Chains {
+struct Chains<M> {
     rounds: usize,
+    form: PhantomData<M>,
 }
 
-impl Task for Chains {
+impl<M: Form> Task for Chains<M> {
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) -> f64 {
         if R >= 8 {
-            chains::<S, 12>(s, self.rounds)
+            chains::<S, M, 12>(s, self.rounds)
         } else if S::FUSED {
-            chains::<S, 10>(s, self.rounds)
+            chains::<S, M, 10>(s, self.rounds)
         } else {
-            chains::<S, 5>(s, self.rounds)
+            chains::<S, M, 5>(s, self.rounds)
         }
     }
 }
 
 /// As many independent chains as stay in the registers of the level.
 #[inline(always)]
-fn chains<S: Lanes, const C: usize>(s: S, rounds: usize) -> f64 {
-    let (factor, term) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
+fn chains<S: Lanes, M: Form, const C: usize>(s: S, rounds: usize) -> f64 {
+    let factor = M::join(s, [s.splat(black_box(0.999)); 2]);
+    let term = M::join(s, [s.splat(black_box(0.001)); 2]);
     let mut chains = [s.splat(black_box(1.0)); C];
     for _ in 0..rounds {
         for x in &mut chains {
-            *x = s.mul_add(*x, factor, term);
+            *x = M::multiply_add(s, factor, term, *x);
         }
     }
     let mut total = s.zero();
@@ -123,7 +130,7 @@ fn chains<S: Lanes, const C: usize>(s: S, rounds: usize) -> f64 {
         total = s.add(total, x);
     }
     black_box(s.sum(total));
-    (rounds * C * S::N * 2) as f64
+    (rounds * C * S::N * 2 * M::PER_LANE) as f64
 }
 
 struct Read<'a> {

@@ -9,10 +9,12 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod ceiling;
+mod form;
 mod portable;
 mod product;
 mod scratch;
 
+pub use form::{Form, Pairs, Singles};
 pub use product::{Across, Along, Left, Rows, product};
 pub use scratch::Aligned;
 
@@ -191,6 +193,34 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         self.store_bf16(into, x[0]);
         self.store_bf16(&mut into[Self::N..], x[1]);
     }
+    /// Two registers as pairs of bf16, rounded to nearest even; what is not a number becomes some quiet one.
+    #[inline(always)]
+    fn pair(self, [first, second]: [Self::F; 2]) -> Self::F {
+        let (mut lower, mut upper) = ([0.0f32; MOST_LANES], [0.0f32; MOST_LANES]);
+        self.store(&mut lower, first);
+        self.store(&mut upper, second);
+        for (lower, upper) in lower.iter_mut().zip(upper) {
+            *lower = pair_of(bf16::from_f32(*lower), bf16::from_f32(upper));
+        }
+        self.load(&lower)
+    }
+    /// The first and the second of every pair, widened.
+    #[inline(always)]
+    fn unpair(self, pairs: Self::F) -> [Self::F; 2] {
+        let mut lower = [0.0f32; MOST_LANES];
+        self.store(&mut lower, pairs);
+        let mut upper = lower;
+        for (lower, upper) in lower.iter_mut().zip(&mut upper) {
+            (*lower, *upper) = (f32::from_bits(lower.to_bits() << 16), f32::from_bits(upper.to_bits() & 0xffff_0000));
+        }
+        [self.load(&lower), self.load(&upper)]
+    }
+    /// `sum + a₁ · b₁ + a₂ · b₂` of pairs.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::F, b: Self::F, sum: Self::F) -> Self::F {
+        let (a, b) = (self.unpair(a), self.unpair(b));
+        self.mul_add(a[1], b[1], self.mul_add(a[0], b[0], sum))
+    }
     /// Writes all lanes to the front of a slice, each rounded to the nearest f16, ties to even.
     fn store_f16(self, into: &mut [f16], x: Self::F);
     /// `|x|`.
@@ -210,6 +240,12 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 pub(crate) const EXP2_FLOOR: [f32; 6] = [1.0, 0.693_151_3, 0.240_164_44, 0.055_799_913, 0.009_017_031, 0.001_867_13];
 /// `(2^r - 1) / r` on `[-1/2, 1/2]`, degree 5.
 const EXPM1_NEAREST: [f32; 6] = [std::f32::consts::LN_2, 0.240_226_5, 0.055_504_09, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
+
+/// The lane that holds a pair: bits that are moved and never computed with as an f32.
+#[inline(always)]
+pub(crate) fn pair_of(first: bf16, second: bf16) -> f32 {
+    f32::from_bits(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
+}
 
 /// Work that can run on any level.
 pub trait Task {
@@ -238,7 +274,7 @@ impl Level {
     pub fn detect() -> Level {
         #[cfg(target_arch = "x86_64")]
         {
-            if avx512::Avx512::new().is_some() {
+            if avx512::Avx512::<false>::new().is_some() {
                 return Level::Avx512;
             }
             if avx2::Avx2::new().is_some() {
@@ -251,6 +287,14 @@ impl Level {
     /// Whether this processor has it.
     pub fn is_available(self) -> bool {
         self <= Level::detect()
+    }
+
+    /// Whether products of bf16 are fastest in pairs, by an instruction that the processor has.
+    pub(crate) fn prefers_pairs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self >= Level::Avx512 && avx512::has_fast_pairs();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// Its name on the command line.
@@ -284,7 +328,7 @@ pub fn dispatch<T: Task>(level: Level, task: T) -> T::Output {
     #[cfg(target_arch = "x86_64")]
     {
         if level >= Level::Avx512
-            && let Some(s) = avx512::Avx512::new()
+            && let Some(s) = avx512::Avx512::<false>::new()
         {
             return s.vectorize(task);
         }

@@ -43,6 +43,11 @@ pub trait Left: Copy {
     fn below(self, first: usize) -> Self;
     /// The tile whose first step is step `first` of this one.
     fn after(self, first: usize) -> Self;
+    /// One step: `sum + a · b`.
+    #[inline(always)]
+    fn multiply_add<S: Lanes>(s: S, a: S::F, b: S::F, sum: S::F) -> S::F {
+        s.mul_add(a, b, sum)
+    }
 }
 
 /// Row `r` of the tile is a row: `a(r, t) = data[r·stride + t]`.
@@ -123,7 +128,7 @@ pub fn product<S: Lanes, A: Left, const R: usize, const C: usize>(
                 for (r, row) in acc.iter_mut().enumerate() {
                     let x = s.splat(*left.wrapping_add(a.at(r, $t)));
                     for (sum, column) in row.iter_mut().zip(columns) {
-                        *sum = s.mul_add(x, column, *sum);
+                        *sum = A::multiply_add(s, x, column, *sum);
                     }
                 }
             }

@@ -110,12 +110,46 @@ impl Task for Stored {
     }
 }
 
+struct Paired;
+
+impl Task for Paired {
+    type Output = ();
+
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let drawn = |seed: u32| -> [f32; 16] {
+            std::array::from_fn(|i| (seed.wrapping_mul(0x9e37_79b9).wrapping_add(i as u32 * 0x85eb_ca6b) as i32 as f32) * 1e-9)
+        };
+        let read = |x: S::F| {
+            let mut out = [0.0f32; 16];
+            s.store(&mut out, x);
+            out
+        };
+        for seed in 0..1000 {
+            let [a, b, c, d, sum] = [0, 1, 2, 3, 4].map(|i| drawn(seed * 5 + i));
+            let (left, right) = (s.pair([s.load(&a), s.load(&b)]), s.pair([s.load(&c), s.load(&d)]));
+            let [first, second] = s.unpair(left);
+            let (first, second, dots) = (read(first), read(second), read(s.dot_pairs(left, right, s.load(&sum))));
+            for i in 0..S::N {
+                let [a, b, c, d] = [a[i], b[i], c[i], d[i]].map(|x| bf16::from_f32(x).to_f32());
+                assert_eq!([first[i], second[i]], [a, b]);
+                assert_eq!(read(left)[i].to_bits(), pair_of(bf16::from_f32(a), bf16::from_f32(b)).to_bits());
+                let exact = f64::from(sum[i]) + f64::from(a) * f64::from(c) + f64::from(b) * f64::from(d);
+                let largest = sum[i].abs().max((a * c).abs()).max((b * d).abs());
+                assert!((f64::from(dots[i]) - exact).abs() <= 4e-7 * f64::from(largest), "{} for {exact}", dots[i]);
+            }
+        }
+        assert!(read(s.pair([s.splat(f32::NAN), s.zero()]))[0].to_bits() as u16 & 0x7fff > 0x7f80);
+    }
+}
+
 #[test]
 fn every_level_computes_the_same_functions() {
     for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
         dispatch(level, Functions);
         dispatch(level, Transposed);
         dispatch(level, Stored);
+        dispatch(level, Paired);
+        Pairs::dispatch(level, Paired);
     }
 }
 

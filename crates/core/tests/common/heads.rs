@@ -1,6 +1,6 @@
 //! Problems with names: tensors that own their values, and everything the kernel computes of them.
 
-use super::{Judge, Outcome, Random, Stored, add_plain_errors, levels, siblings, strides, values, widen};
+use super::{Judge, Outcome, Random, Stored, add_plain_errors, siblings, strides, values, ways, widen};
 use regard_core::oracle::{Definition, Storage};
 use regard_core::{Dims, Gradients, Output, Par, Problem, Saved, Scores, Sight, View, ViewMut, exact};
 
@@ -130,12 +130,12 @@ impl Heads {
     /// Checks a problem at every level; gives the outcome of the last.
     pub fn verify(&self, problem: &Problem<'_>, name: &str) -> Outcome {
         let judge = self.judge(problem);
-        let run = |level| {
-            let outcome = self.run(problem, Par::default().level(level));
-            judge.weigh(&outcome, &format!("at {level} in {name}"));
+        let run = |(way, par)| {
+            let outcome = self.run(problem, par);
+            judge.weigh(&outcome, &format!("at {way} in {name}"));
             outcome
         };
-        levels().map(run).last().expect("some level is there")
+        ways(self.storage).map(run).last().expect("some level is there")
     }
 }
 

@@ -538,6 +538,12 @@ pub fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.is_available())
 }
 
+/// Every way of computing with such tensors: all levels, and bf16 in pairs, by an instruction or in plain Rust.
+pub fn ways(storage: Storage) -> impl Iterator<Item = (&'static str, Par)> {
+    let pairs = (storage == Storage::Bf16).then(|| ("pairs", Par::default().in_pairs()));
+    levels().map(|level| (level.name(), Par::default().level(level))).chain(pairs)
+}
+
 fn round_to(storage: Storage, x: f64) -> f64 {
     match storage {
         Storage::F32 => x,
