@@ -726,22 +726,70 @@ impl<T: Copy + Default> Sheet<'_, T> {
     /// If fresh memory is written in another order.
     #[inline(always)]
     pub(crate) fn part(&mut self, row: usize, columns: Range<usize>) -> &mut [T] {
-        let Claim { start, rows, width, stride, .. } = *self.claim;
-        assert!(row < rows && columns.start <= columns.end && columns.end <= width, "a part of row {row}, {columns:?}, lies outside");
-        let first = start.wrapping_add(row * stride + columns.start);
-        if let Some((_, strip)) = &mut self.open {
-            // SAFETY: as for [`Claim::row`], of memory that need not hold values.
-            #[allow(unsafe_code)]
-            clear::<T>(unsafe { std::slice::from_raw_parts_mut(first.cast(), columns.len()) });
-            if strip.advance(row, &columns, width) == rows {
-                self.open = None;
-            }
-        }
+        let Parts { next, width, .. } = self.parts(row..row + 1, columns);
         // SAFETY: as for [`Claim::row`]; the part was written just now, or before the claim was made.
         #[allow(unsafe_code)]
         unsafe {
-            std::slice::from_raw_parts_mut(first, columns.len())
+            std::slice::from_raw_parts_mut(next, width)
         }
+    }
+
+    /// The same of some rows, one after the other.
+    ///
+    /// # Panics
+    /// If fresh memory is written in another order.
+    #[inline(always)]
+    pub(crate) fn parts(&mut self, rows: Range<usize>, columns: Range<usize>) -> Parts<'_, T> {
+        let Claim { start, rows: all, width, stride, .. } = *self.claim;
+        let inside = rows.start <= rows.end && rows.end <= all && columns.start <= columns.end && columns.end <= width;
+        assert!(inside, "a part of rows {rows:?}, {columns:?}, lies outside");
+        let next = start.wrapping_add(rows.start * stride + columns.start);
+        let parts = Parts { next, left: rows.len(), stride, width: columns.len(), sheet: PhantomData };
+        if self.open.is_some() {
+            self.clear_parts(&parts, rows.start, &columns);
+        }
+        parts
+    }
+
+    /// Writes fresh memory, which every row of `parts` is, for the first time.
+    fn clear_parts(&mut self, parts: &Parts<'_, T>, row: usize, columns: &Range<usize>) {
+        for i in 0..parts.left {
+            let Some((_, strip)) = &mut self.open else { return };
+            let first = parts.next.wrapping_add(i * parts.stride);
+            // SAFETY: as for [`Claim::row`], of memory that need not hold values.
+            #[allow(unsafe_code)]
+            clear::<T>(unsafe { std::slice::from_raw_parts_mut(first.cast(), parts.width) });
+            if strip.advance(row + i, columns, self.claim.width) == self.claim.rows {
+                self.open = None;
+            }
+        }
+    }
+}
+
+/// Parts of rows of a [`Sheet`], which hold values.
+#[derive(Debug)]
+pub(crate) struct Parts<'s, T> {
+    next: *mut T,
+    left: usize,
+    stride: usize,
+    width: usize,
+    sheet: PhantomData<&'s mut [T]>,
+}
+
+impl<'s, T> Iterator for Parts<'s, T> {
+    type Item = &'s mut [T];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<&'s mut [T]> {
+        if self.left == 0 {
+            return None;
+        }
+        let first = self.next;
+        self.left -= 1;
+        self.next = first.wrapping_add(self.stride);
+        // SAFETY: as for [`Claim::row`]: the sheet is borrowed, no two rows overlap, and all of these were written or held values before.
+        #[allow(unsafe_code)]
+        Some(unsafe { std::slice::from_raw_parts_mut(first, self.width) })
     }
 }
 

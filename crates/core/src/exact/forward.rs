@@ -126,9 +126,10 @@ impl<M: Form> Task for Worker<'_, M> {
         let heads = self.shared.problem.dims.batch * self.shared.problem.dims.heads;
         while let Some(job) = self.jobs.take() {
             let piece = self.shared.pieces.len() - 1 - job / heads;
-            let block = Block::new(self.shared, job % heads, piece);
+            let mut block = Block::new(self.shared, job % heads, piece);
             if !block.attend::<S, M, R>(s, self.scratch) {
-                dispatch(self.shared.level, Guarded { block, scratch: self.scratch });
+                block.guarded = true;
+                dispatch(self.shared.level, Guarded { block: &block, scratch: self.scratch });
             }
         }
     }
@@ -136,7 +137,7 @@ impl<M: Form> Task for Worker<'_, M> {
 
 /// A block whose output was not finite, once more: see the head of this file.
 struct Guarded<'a, 'b> {
-    block: Block<'a>,
+    block: &'b Block<'a>,
     scratch: &'b mut Scratch,
 }
 
@@ -144,8 +145,7 @@ impl Task for Guarded<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Lanes, const R: usize>(mut self, s: S) {
-        self.block.guarded = true;
+    fn run<S: Lanes, const R: usize>(self, s: S) {
         self.block.attend::<S, Singles, R>(s, self.scratch);
     }
 }

@@ -9,7 +9,7 @@ use super::matrix::{Matrix, MatrixMut, check_length};
 use super::multiply::{BLOCK, Block, Finish, Grid, multiply};
 use super::sweep::{Sweep, blocks, load, pieces, store, sweep};
 use crate::simd::{Aligned, Lanes, Rows};
-use crate::view::{DisjointRows, Element, Sheet};
+use crate::view::{DisjointRows, Element, Parts, Sheet};
 use crate::{Error, Par};
 use std::ops::Range;
 
@@ -236,13 +236,28 @@ impl<F: Curve, X: Element, W: Element> Finish for Activate<'_, F, X, W> {
     #[inline(always)]
     fn finish<S: Lanes>(&self, s: S, open: &mut Open<'_, X>, [rows, columns]: [Range<usize>; 2], values: Rows<'_>) {
         let bias = &open.bias[columns.clone()];
-        for (i, row) in rows.enumerate() {
-            let values = &values.from(i).data[..bias.len()];
-            if let Some(z) = &mut open.z {
-                add(s, Line, [values, bias], z.part(row, columns.clone()));
-            }
-            add(s, self.curve, [values, bias], open.y.part(row, columns.clone()));
+        if let Some(z) = &mut open.z {
+            add_rows(s, Line, (values, bias), z.parts(rows.clone(), columns.clone()));
         }
+        add_rows(s, self.curve, (values, bias), open.y.parts(rows, columns));
+    }
+}
+
+/// `into = f(values + bias)`, row by row; those of two registers hold the bias meanwhile.
+#[inline(always)]
+fn add_rows<S: Lanes, F: Curve, X: Element>(s: S, curve: F, (values, bias): (Rows<'_>, &[f32]), into: Parts<'_, X>) {
+    let rows = values.data.chunks(values.stride).zip(into);
+    if bias.len() != 2 * S::N {
+        for (values, into) in rows {
+            add(s, curve, [&values[..bias.len()], bias], into);
+        }
+        return;
+    }
+    let (lower, upper) = (s.load(bias), s.load(&bias[S::N..]));
+    for (values, into) in rows {
+        let (low, high) = (s.add(s.load(values), lower), s.add(s.load(&values[S::N..]), upper));
+        X::store(s, into, curve.value(s, low));
+        X::store(s, &mut into[S::N..], curve.value(s, high));
     }
 }
 

@@ -27,7 +27,7 @@ const JOBS: usize = 16;
 /// Jobs of a thread, so that none waits long for the others.
 const SHARE: usize = 3;
 /// Steps of k at most: a panel of B then takes 32 KB.
-const STEPS: usize = 256;
+const STEPS: usize = 512;
 /// Steps of k that a part has at least.
 const PART: usize = 384;
 /// Registers in a row of the tile.
