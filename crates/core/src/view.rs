@@ -215,10 +215,16 @@ impl<'a, T> Strided<'a, T> {
         (self.strides[3] == 1 || self.shape[3] <= 1).then(|| &self.data[self.index([b, h, n, 0])..][..self.shape[3]])
     }
 
+    /// Whether [`Strided::rows`] gives slices.
+    #[inline(always)]
+    pub(crate) fn has_rows(&self) -> bool {
+        self.strides[3] == 1 && self.strides[2] >= self.shape[3] as isize
+    }
+
     /// Rows `rows` of head `h` as one slice and the distance between them, where that is positive.
     #[inline(always)]
     pub(crate) fn rows(&self, b: usize, h: usize, rows: Range<usize>) -> Option<(&'a [T], usize)> {
-        if self.strides[3] != 1 || rows.is_empty() || self.strides[2] < self.shape[3] as isize {
+        if rows.is_empty() || !self.has_rows() {
             return None;
         }
         let start = self.index([b, h, rows.start, 0]);

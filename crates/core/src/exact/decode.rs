@@ -11,7 +11,7 @@ use super::dropout::Mask;
 use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Lanes, Task, dispatch};
+use crate::simd::{Aligned, LINE, Lanes, MOST_LANES, Task, dispatch};
 use crate::view::{DisjointRows, Element, Strided, StridedMut, View};
 use crate::{Par, Problem};
 use std::cell::RefCell;
@@ -137,20 +137,21 @@ impl Part<'_> {
 
     #[inline(always)]
     fn attend<S: Lanes>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) {
+        match (self.problem.k, self.problem.v) {
+            (View::F32(k), View::F32(v)) => self.attend_to(s, (k, v), scratch, out),
+            (View::Bf16(k), View::Bf16(v)) => self.attend_to(s, (k, v), scratch, out),
+            (View::F16(k), View::F16(v)) => self.attend_to(s, (k, v), scratch, out),
+            _ => unreachable!("k and v share a dtype"),
+        }
+    }
+
+    #[inline(always)]
+    fn attend_to<S: Lanes, T: Element>(&self, s: S, (k, v): (Strided<'_, T>, Strided<'_, T>), scratch: &mut Scratch, out: &mut [f32]) {
         let dims = &self.problem.dims;
         let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
+        let [order_k, order_v] = [Order::of(s, &k), Order::of(s, &v)];
         let q = scratch.q.take(SHARE * dk);
-        q.fill(0.0);
-        let factor = if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E };
-        for i in 0..self.count {
-            let [h, n] = self.place(self.first + i);
-            let q = &mut q[i * dk..(i + 1) * dk];
-            self.problem.q.widen_row(s, [self.b, h, n], q);
-            for x in q.chunks_exact_mut(S::N) {
-                let scaled = s.mul(s.load(x), s.splat(factor));
-                s.store(x, scaled);
-            }
-        }
+        self.stage_queries(s, &order_k, q);
         let o = scratch.o.take(SHARE * dv);
         o.fill(0.0);
         let row = scratch.row.take(dk.max(dv));
@@ -165,21 +166,100 @@ impl Part<'_> {
         for range in self.scope.candidates(low, high) {
             let range = range.start.max(keys.start)..range.end.min(keys.end);
             if !range.is_empty() {
-                match (self.problem.k, self.problem.v) {
-                    (View::F32(k), View::F32(v)) => s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax }),
-                    (View::Bf16(k), View::Bf16(v)) => s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax }),
-                    (View::F16(k), View::F16(v)) => s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax }),
-                    _ => unreachable!("k and v share a dtype"),
-                }
+                s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax });
             }
         }
-        for i in 0..self.count {
-            let to = &mut out[i * (dims.dv + 2)..(i + 1) * (dims.dv + 2)];
-            to[..dims.dv].copy_from_slice(&softmax.o[i * dv..][..dims.dv]);
+        for (i, to) in out.chunks_exact_mut(dims.dv + 2).enumerate() {
+            let o = &mut softmax.o[i * dv..(i + 1) * dv];
+            if !self.guarded {
+                order_v.restore(o);
+            }
+            to[..dims.dv].copy_from_slice(&o[..dims.dv]);
             to[dims.dv] = softmax.maximum[i];
             to[dims.dv + 1] = softmax.sum[i];
         }
     }
+
+    /// The query rows in f32, scaled, in the order in which keys are loaded; zeros in place of absent ones.
+    #[inline(always)]
+    fn stage_queries<S: Lanes>(&self, s: S, order: &Order, q: &mut [f32]) {
+        let dk = q.len() / SHARE;
+        q.fill(0.0);
+        let factor = if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E };
+        for (i, q) in q.chunks_exact_mut(dk).enumerate().take(self.count) {
+            let [h, n] = self.place(self.first + i);
+            self.problem.q.widen_row(s, [self.b, h, n], q);
+            for x in q.chunks_exact_mut(S::N) {
+                let scaled = s.mul(s.load(x), s.splat(factor));
+                s.store(x, scaled);
+            }
+            order.arrange(q);
+        }
+    }
+}
+
+/// The order in which rows are loaded, where that is two registers at a time and not the order in which their elements stand: a dot
+/// product does not mind it, and an output is put in order once.
+struct Order {
+    /// Elements of two registers, 0 where they stand in order.
+    size: usize,
+    places: [usize; 2 * MOST_LANES],
+}
+
+impl Order {
+    #[inline(always)]
+    fn of<S: Lanes, T: Element>(s: S, rows: &Strided<'_, T>) -> Self {
+        let mut order = Order { size: 0, places: [0; 2 * MOST_LANES] };
+        if T::as_f32(&[]).is_some() || !are_whole::<S, T>(rows) {
+            return order;
+        }
+        order.size = 2 * S::N;
+        let (mut count, mut places) = ([T::default(); 2 * MOST_LANES], [0.0f32; 2 * MOST_LANES]);
+        for (i, count) in count.iter_mut().enumerate() {
+            *count = T::from_f32(i as f32);
+        }
+        let [lower, upper] = T::load_two(s, &count);
+        s.store(&mut places, lower);
+        s.store(&mut places[S::N..], upper);
+        for (to, place) in order.places.iter_mut().zip(places) {
+            *to = place as usize;
+        }
+        order
+    }
+
+    /// Puts a row in this order.
+    fn arrange(&self, row: &mut [f32]) {
+        let mut from = [0.0f32; 2 * MOST_LANES];
+        for part in self.parts(row) {
+            from[..part.len()].copy_from_slice(part);
+            for (to, place) in part.iter_mut().zip(self.places) {
+                *to = from[place];
+            }
+        }
+    }
+
+    /// Puts a row back in order.
+    fn restore(&self, row: &mut [f32]) {
+        let mut from = [0.0f32; 2 * MOST_LANES];
+        for part in self.parts(row) {
+            from[..part.len()].copy_from_slice(part);
+            for (x, place) in from.iter().zip(self.places).take(part.len()) {
+                part[place] = *x;
+            }
+        }
+    }
+
+    /// Two registers each, none where there is nothing to do.
+    fn parts<'r>(&self, row: &'r mut [f32]) -> std::slice::ChunksExactMut<'r, f32> {
+        let end = if self.size == 0 { 0 } else { row.len() };
+        row[..end].chunks_exact_mut(self.size.max(1))
+    }
+}
+
+/// Whether rows are loaded where they stand, two registers at a time and one at the end: those of whole registers.
+#[inline(always)]
+fn are_whole<S: Lanes, T: Element>(rows: &Strided<'_, T>) -> bool {
+    rows.shape()[3].is_multiple_of(S::N) && rows.has_rows()
 }
 
 /// Running softmax of up to four rows.
@@ -301,29 +381,26 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
 ) {
     let width = k.shape()[3];
     let padded = width.next_multiple_of(S::N);
-    let mut slot = 0;
-    if let Some((rows, stride)) = k.rows(b, g, strip.clone())
-        && width == padded
+    if are_whole::<S, T>(k)
+        && let Some((rows, stride)) = k.rows(b, g, strip.clone())
     {
+        let mut slot = 0;
         while slot + 4 <= strip.len() {
-            let four = &rows[slot * stride..];
-            let mut sums = [[s.zero(); 4]; Q];
-            for d in (0..width).step_by(S::N) {
-                for key in 0..4 {
-                    s.prefetch(four.as_ptr().wrapping_add((key + AHEAD) * stride + d));
-                    let x = T::load(s, &four[key * stride + d..]);
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        sums[key] = s.mul_add(s.load(&q[i * padded + d..]), x, sums[key]);
-                    }
-                }
-            }
+            let sums = dots::<S, T, Q, 4>(s, (&rows[slot * stride..], stride), (q, width));
             for (i, sums) in sums.into_iter().enumerate() {
                 s.sum_four(sums, &mut logits[i][slot..]);
             }
             slot += 4;
         }
+        for slot in slot..strip.len() {
+            let sums = dots::<S, T, Q, 1>(s, (&rows[slot * stride..], stride), (q, width));
+            for (i, [sum]) in sums.into_iter().enumerate() {
+                logits[i][slot] = s.sum(sum);
+            }
+        }
+        return;
     }
-    for slot in slot..strip.len() {
+    for slot in 0..strip.len() {
         k.widen_row(s, [b, g, strip.start + slot], row);
         row[width..padded].fill(0.0);
         for (i, logits) in logits.iter_mut().enumerate().take(Q) {
@@ -333,6 +410,48 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
             }
             logits[slot] = s.sum(sum);
         }
+    }
+}
+
+/// Lane by lane, what `q·k` of `Q` rows with `K` keys comes to.
+#[inline(always)]
+fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(
+    s: S,
+    (rows, stride): (&[T], usize),
+    (q, width): (&[f32], usize),
+) -> [[S::F; K]; Q] {
+    let mut sums = [[s.zero(); K]; Q];
+    let twos = width / (2 * S::N) * 2 * S::N;
+    for d in (0..twos).step_by(2 * S::N) {
+        let mut queries = [[s.zero(); 2]; Q];
+        for (i, both) in queries.iter_mut().enumerate() {
+            *both = [s.load(&q[i * width + d..]), s.load(&q[i * width + d + S::N..])];
+        }
+        for key in 0..K {
+            ask_ahead(s, rows, stride, key * stride + d);
+            let [lower, upper] = T::load_two(s, &rows[key * stride + d..]);
+            for (sums, q) in sums.iter_mut().zip(queries) {
+                sums[key] = s.mul_add(q[1], upper, s.mul_add(q[0], lower, sums[key]));
+            }
+        }
+    }
+    if twos < width {
+        for key in 0..K {
+            let last = T::load(s, &rows[key * stride + twos..]);
+            for (i, sums) in sums.iter_mut().enumerate() {
+                sums[key] = s.mul_add(s.load(&q[i * width + twos..]), last, sums[key]);
+            }
+        }
+    }
+    sums
+}
+
+/// Asks for what two registers will be filled with [`AHEAD`] rows later.
+#[inline(always)]
+fn ask_ahead<S: Lanes, T>(s: S, rows: &[T], stride: usize, at: usize) {
+    let size = 2 * S::N * size_of::<T>();
+    for line in (0..size).step_by(LINE * size_of::<f32>()) {
+        s.prefetch(rows.as_ptr().wrapping_add(AHEAD * stride + at + line / size_of::<T>()));
     }
 }
 
@@ -384,17 +503,20 @@ fn gather<S: Lanes, T: Element, const Q: usize>(
 ) {
     let width = v.shape()[3];
     let padded = width.next_multiple_of(S::N);
-    if let Some((rows, stride)) = v.rows(b, g, strip.clone())
-        && width == padded
+    if are_whole::<S, T>(v)
+        && let Some((rows, stride)) = v.rows(b, g, strip.clone())
     {
         let mut d = 0;
         while d + 4 * S::N <= width {
             gather_columns::<S, T, Q, 4>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
             d += 4 * S::N;
         }
-        while d < width {
+        if d + 2 * S::N <= width {
+            gather_columns::<S, T, Q, 2>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
+            d += 2 * S::N;
+        }
+        if d < width {
             gather_columns::<S, T, Q, 1>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
-            d += S::N;
         }
         return;
     }
@@ -437,6 +559,7 @@ fn gather_guarded<S: Lanes, T: Element>(
     }
 }
 
+/// The same of `C` registers of columns.
 #[inline(always)]
 fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
     s: S,
@@ -453,11 +576,15 @@ fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
     }
     for slot in 0..count {
         let row = &rows[slot * stride..];
-        for c in 0..C {
-            s.prefetch(row.as_ptr().wrapping_add(AHEAD * stride + c * S::N));
-            let x = T::load(s, &row[c * S::N..]);
+        for c in (0..C).step_by(2) {
+            ask_ahead(s, row, stride, c * S::N);
+            let x = if C == 1 { [T::load(s, row), s.zero()] } else { T::load_two(s, &row[c * S::N..]) };
             for (i, sums) in sums.iter_mut().enumerate() {
-                sums[c] = s.mul_add(s.splat(weights[i][slot]), x, sums[c]);
+                let weight = s.splat(weights[i][slot]);
+                sums[c] = s.mul_add(weight, x[0], sums[c]);
+                if c + 1 < C {
+                    sums[c + 1] = s.mul_add(weight, x[1], sums[c + 1]);
+                }
             }
         }
     }

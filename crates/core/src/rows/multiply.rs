@@ -22,6 +22,8 @@ use std::ops::Range;
 pub(super) const BLOCK: [usize; 2] = [512, 256];
 /// Rows and columns of a block at least, where the number of jobs is the reason to divide.
 const SMALLEST: [usize; 2] = [64, 64];
+/// Rows and columns of a block that is still worth its copies: C of less than [`JOBS`] of them is small.
+const SMALL: [usize; 2] = [128, 128];
 /// Jobs that are enough for any machine at hand.
 const JOBS: usize = 16;
 /// Jobs of a thread, so that none waits long for the others.
@@ -77,7 +79,7 @@ impl Grid {
     pub(super) fn new([m, n]: [usize; 2], k: usize, par: Par) -> Self {
         let mut size = [even(m, BLOCK[0]), even(n, BLOCK[1])];
         let count = |size: [usize; 2]| (m.div_ceil(size[0]) * n.div_ceil(size[1])).max(1);
-        let parts = if m <= FEW { 1 } else { (JOBS / count(size)).min(k / PART).max(1) };
+        let parts = if m <= FEW || count(SMALL) >= JOBS { 1 } else { (JOBS / count(size)).min(k / PART).max(1) };
         let enough = JOBS.min(SHARE * par.threads_in_use());
         while parts == 1 && count(size) < enough {
             let d = usize::from(size[1] > size[0]);
