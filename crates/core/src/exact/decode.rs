@@ -100,12 +100,7 @@ impl Task for Worker<'_> {
                 let keys = part * PART..dims.keys.min((part + 1) * PART);
                 let mut part = Part { problem, scope: &scope, b, g, first, count, keys, guarded: false };
                 let out = &mut out[first * (dims.dv + 2)..(first + count) * (dims.dv + 2)];
-                part.attend(s, &mut *self.scratch, out);
-                let mut finite = true;
-                for row in out.chunks(dims.dv + 2) {
-                    finite &= super::pack::is_finite(s, &row[..dims.dv]);
-                }
-                if !finite {
+                if !part.attend(s, &mut *self.scratch, out) {
                     part.guarded = true;
                     part.attend(s, &mut *self.scratch, out);
                 }
@@ -135,8 +130,9 @@ impl Part<'_> {
         [self.g * group + row % group, row / group]
     }
 
+    /// Leaves output, maximum and sum of every row in `out`; whether all outputs are finite.
     #[inline(always)]
-    fn attend<S: Lanes>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) {
+    fn attend<S: Lanes>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) -> bool {
         match (self.problem.k, self.problem.v) {
             (View::F32(k), View::F32(v)) => self.attend_to(s, (k, v), scratch, out),
             (View::Bf16(k), View::Bf16(v)) => self.attend_to(s, (k, v), scratch, out),
@@ -146,12 +142,18 @@ impl Part<'_> {
     }
 
     #[inline(always)]
-    fn attend_to<S: Lanes, T: Element>(&self, s: S, (k, v): (Strided<'_, T>, Strided<'_, T>), scratch: &mut Scratch, out: &mut [f32]) {
+    fn attend_to<S: Lanes, T: Element>(
+        &self,
+        s: S,
+        (k, v): (Strided<'_, T>, Strided<'_, T>),
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> bool {
         let dims = &self.problem.dims;
         let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-        let [order_k, order_v] = [Order::of(s, &k), Order::of(s, &v)];
+        let (order_k, order_v) = (Order::of(s, &k), Order::of(s, &v));
         let q = scratch.q.take(SHARE * dk);
-        self.stage_queries(s, &order_k, q);
+        self.stage_queries(s, order_k.as_ref(), q);
         let o = scratch.o.take(SHARE * dv);
         o.fill(0.0);
         let row = scratch.row.take(dk.max(dv));
@@ -171,18 +173,19 @@ impl Part<'_> {
         }
         for (i, to) in out.chunks_exact_mut(dims.dv + 2).enumerate() {
             let o = &mut softmax.o[i * dv..(i + 1) * dv];
-            if !self.guarded {
-                order_v.restore(o);
+            if let (Some(order), false) = (&order_v, self.guarded) {
+                order.restore(o);
             }
-            to[..dims.dv].copy_from_slice(&o[..dims.dv]);
+            copy(s, o, &mut to[..dims.dv]);
             to[dims.dv] = softmax.maximum[i];
             to[dims.dv + 1] = softmax.sum[i];
         }
+        super::pack::is_finite(s, &softmax.o[..self.count * dv])
     }
 
     /// The query rows in f32, scaled, in the order in which keys are loaded; zeros in place of absent ones.
     #[inline(always)]
-    fn stage_queries<S: Lanes>(&self, s: S, order: &Order, q: &mut [f32]) {
+    fn stage_queries<S: Lanes>(&self, s: S, order: Option<&Order>, q: &mut [f32]) {
         let dk = q.len() / SHARE;
         q.fill(0.0);
         let factor = if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E };
@@ -193,27 +196,40 @@ impl Part<'_> {
                 let scaled = s.mul(s.load(x), s.splat(factor));
                 s.store(x, scaled);
             }
-            order.arrange(q);
+            if let Some(order) = order {
+                order.arrange(q);
+            }
         }
+    }
+}
+
+/// Copies the front of `from`, which is whole registers long, without a call.
+#[inline(always)]
+fn copy<S: Lanes>(s: S, from: &[f32], to: &mut [f32]) {
+    let (length, whole) = (to.len(), to.len() / S::N * S::N);
+    for at in (0..whole).step_by(S::N) {
+        s.store(&mut to[at..], s.load(&from[at..]));
+    }
+    if whole < length {
+        to[whole..].copy_from_slice(&from[whole..length]);
     }
 }
 
 /// The order in which rows are loaded, where that is two registers at a time and not the order in which their elements stand: a dot
 /// product does not mind it, and an output is put in order once.
 struct Order {
-    /// Elements of two registers, 0 where they stand in order.
+    /// Elements of two registers.
     size: usize,
     places: [usize; 2 * MOST_LANES],
 }
 
 impl Order {
+    /// None where rows are loaded as they stand.
     #[inline(always)]
-    fn of<S: Lanes, T: Element>(s: S, rows: &Strided<'_, T>) -> Self {
-        let mut order = Order { size: 0, places: [0; 2 * MOST_LANES] };
+    fn of<S: Lanes, T: Element>(s: S, rows: &Strided<'_, T>) -> Option<Self> {
         if T::as_f32(&[]).is_some() || !are_whole::<S, T>(rows) {
-            return order;
+            return None;
         }
-        order.size = 2 * S::N;
         let (mut count, mut places) = ([T::default(); 2 * MOST_LANES], [0.0f32; 2 * MOST_LANES]);
         for (i, count) in count.iter_mut().enumerate() {
             *count = T::from_f32(i as f32);
@@ -221,17 +237,18 @@ impl Order {
         let [lower, upper] = T::load_two(s, &count);
         s.store(&mut places, lower);
         s.store(&mut places[S::N..], upper);
+        let mut order = Order { size: 2 * S::N, places: [0; 2 * MOST_LANES] };
         for (to, place) in order.places.iter_mut().zip(places) {
             *to = place as usize;
         }
-        order
+        Some(order)
     }
 
     /// Puts a row in this order.
     fn arrange(&self, row: &mut [f32]) {
         let mut from = [0.0f32; 2 * MOST_LANES];
-        for part in self.parts(row) {
-            from[..part.len()].copy_from_slice(part);
+        for part in row.chunks_exact_mut(self.size) {
+            from[..self.size].copy_from_slice(part);
             for (to, place) in part.iter_mut().zip(self.places) {
                 *to = from[place];
             }
@@ -241,18 +258,12 @@ impl Order {
     /// Puts a row back in order.
     fn restore(&self, row: &mut [f32]) {
         let mut from = [0.0f32; 2 * MOST_LANES];
-        for part in self.parts(row) {
-            from[..part.len()].copy_from_slice(part);
-            for (x, place) in from.iter().zip(self.places).take(part.len()) {
+        for part in row.chunks_exact_mut(self.size) {
+            from[..self.size].copy_from_slice(part);
+            for (x, place) in from.iter().zip(self.places).take(self.size) {
                 part[place] = *x;
             }
         }
-    }
-
-    /// Two registers each, none where there is nothing to do.
-    fn parts<'r>(&self, row: &'r mut [f32]) -> std::slice::ChunksExactMut<'r, f32> {
-        let end = if self.size == 0 { 0 } else { row.len() };
-        row[..end].chunks_exact_mut(self.size.max(1))
     }
 }
 
@@ -668,12 +679,12 @@ impl<'a> Partials<'a> {
             to.fill(0.0);
             return f32::NEG_INFINITY;
         }
-        self.add_up(s, (factors, total), to);
+        self.add_up(s, (factors, 1.0 / total), to);
         ((f64::from(top) + f64::from(total).log2()) * std::f64::consts::LN_2) as f32
     }
 
     #[inline(always)]
-    fn add_up<S: Lanes>(self, s: S, (factors, total): (&[f32], f32), to: &mut [f32]) {
+    fn add_up<S: Lanes>(self, s: S, (factors, share): (&[f32], f32), to: &mut [f32]) {
         let dv = to.len();
         let whole = dv / S::N * S::N;
         for at in (0..whole).step_by(S::N) {
@@ -681,14 +692,14 @@ impl<'a> Partials<'a> {
             for (part, factor) in factors.iter().enumerate() {
                 sum = s.mul_add(s.load(&self.of(part, dv).0[at..]), s.splat(*factor), sum);
             }
-            s.store(&mut to[at..], s.div(sum, s.splat(total)));
+            s.store(&mut to[at..], s.mul(sum, s.splat(share)));
         }
         for (at, to) in to.iter_mut().enumerate().skip(whole) {
             let mut sum = 0.0;
             for (part, factor) in factors.iter().enumerate() {
                 sum += self.of(part, dv).0[at] * factor;
             }
-            *to = sum / total;
+            *to = sum * share;
         }
     }
 }
