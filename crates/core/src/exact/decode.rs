@@ -1,7 +1,7 @@
 //! Decode: few queries over many keys, bound by reading K and V once.
 //!
-//! Values lie in the lanes, as they do in memory: up to four query rows (heads of a group, or several queries) share each
-//! row of K and V that is read. Keys are split into parts of fixed size that threads take; a part leaves its maximum, sum
+//! Values lie in the lanes, as they do in memory or, of 16 bits, in the order in which two registers are loaded at the least cost: up to
+//! four query rows (heads of a group, or several queries) share each row of K and V that is read. Keys are split into parts of fixed size that threads take; a part leaves its maximum, sum
 //! and unnormalised output, and the parts of a row are merged in order, so the bits do not depend on threads.
 //!
 //! A hidden value has weight zero, and zero times infinity is not a number. So a part whose output is not finite is computed once
@@ -267,7 +267,7 @@ impl Order {
     }
 }
 
-/// Whether rows are loaded where they stand, two registers at a time and one at the end: those of whole registers.
+/// Whether rows are loaded where they stand, two registers at a time and perhaps one at the end: those of whole registers.
 #[inline(always)]
 fn are_whole<S: Lanes, T: Element>(rows: &Strided<'_, T>) -> bool {
     rows.shape()[3].is_multiple_of(S::N) && rows.has_rows()
