@@ -1,7 +1,8 @@
 //! Borrowed four-dimensional tensors `[B, H, N, D]` with strides, and outputs whose rows threads claim in pieces.
 
-use crate::Error;
-use crate::simd::{LINE, Lanes, MOST_LANES};
+use crate::par::Jobs;
+use crate::simd::{LINE, Lanes, MOST_LANES, Task, as_pairs, dispatch};
+use crate::{Error, Par};
 use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -37,6 +38,12 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     }
     /// The values themselves, where the type is f32.
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    /// Whether it is bf16, of which some processors multiply two at a time.
+    const PAIRS: bool = false;
+    /// The tensor itself, where the type is bf16.
+    fn as_bf16(_values: Strided<'_, Self>) -> Option<Strided<'_, bf16>> {
         None
     }
 }
@@ -90,6 +97,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn store_two<S: Lanes>(s: S, into: &mut [bf16], x: [S::F; 2]) {
         s.store_two_bf16(into, x);
+    }
+    const PAIRS: bool = true;
+    fn as_bf16(values: Strided<'_, bf16>) -> Option<Strided<'_, bf16>> {
+        Some(values)
     }
 }
 
@@ -230,6 +241,20 @@ impl<'a, T> Strided<'a, T> {
         let start = self.index([b, h, rows.start, 0]);
         let length = (rows.len() - 1) * self.strides[2] as usize + self.shape[3];
         Some((&self.data[start..start + length], self.strides[2] as usize))
+    }
+}
+
+impl<'a> Strided<'a, bf16> {
+    /// Neighbours along rows of even width in pairs, where they stand: see [`as_pairs`].
+    pub(crate) fn as_pairs(&self) -> Option<Strided<'a, f32>> {
+        let ([.., width], [.., one]) = (self.shape, self.strides);
+        let even = |d: usize| self.shape[d] <= 1 || self.strides[d] % 2 == 0;
+        if one != 1 || width % 2 != 0 || !self.offset.is_multiple_of(2) || !(0..3).all(even) {
+            return None;
+        }
+        let (mut shape, mut strides) = (self.shape, self.strides.map(|stride| stride / 2));
+        (shape[3], strides[3]) = (width / 2, 1);
+        Some(Strided { data: as_pairs(self.data)?, offset: self.offset / 2, shape, strides })
     }
 }
 
@@ -506,6 +531,44 @@ impl ViewMut<'_> {
     }
 }
 
+/// Rows that are rounded together.
+const ROUNDED: usize = 256;
+
+impl ViewMut<'_> {
+    /// Rounds contiguous f32 of the same shape into the rows.
+    pub(crate) fn round(&mut self, values: &[f32], par: Par) {
+        let shape @ [batch, heads, rows, width] = self.shape();
+        assert_eq!(values.len(), batch * heads * rows * width, "values of {shape:?}");
+        let pieces: Vec<Range<usize>> = (0..rows).step_by(ROUNDED).map(|first| first..rows.min(first + ROUNDED)).collect();
+        let into = self.share(&pieces);
+        par.run(batch * heads * pieces.len(), 4.0 * values.len() as f64, |jobs| {
+            dispatch(par.level_in_use(), Round { values, shape, pieces: &pieces, into: &into, jobs });
+        });
+    }
+}
+
+struct Round<'a> {
+    values: &'a [f32],
+    shape: [usize; 4],
+    pieces: &'a [Range<usize>],
+    into: &'a SharedRows<'a>,
+    jobs: &'a Jobs<'a>,
+}
+
+impl Task for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let [_, heads, rows, width] = self.shape;
+        while let Some(job) = self.jobs.take() {
+            let (head, piece) = (job / self.pieces.len(), job % self.pieces.len());
+            let first = head * rows + self.pieces[piece].start;
+            self.into.write_lanes(s, [head / heads, head % heads, piece], |i| &self.values[(first + i) * width..][..width]);
+        }
+    }
+}
+
 /// Rows of any storage type that threads claim piece by piece.
 #[derive(Debug)]
 pub(crate) enum SharedRows<'a> {
@@ -521,6 +584,16 @@ impl SharedRows<'_> {
             SharedRows::F32(rows) => rows.sheet(b, h, piece).write(row),
             SharedRows::Bf16(rows) => rows.sheet(b, h, piece).write(row),
             SharedRows::F16(rows) => rows.sheet(b, h, piece).write(row),
+        }
+    }
+
+    /// The same a register at a time.
+    #[inline(always)]
+    pub(crate) fn write_lanes<'v, S: Lanes>(&self, s: S, [b, h, piece]: [usize; 3], row: impl Fn(usize) -> &'v [f32]) {
+        match self {
+            SharedRows::F32(rows) => rows.sheet(b, h, piece).write(row),
+            SharedRows::Bf16(rows) => rows.sheet(b, h, piece).write_lanes(s, row),
+            SharedRows::F16(rows) => rows.sheet(b, h, piece).write_lanes(s, row),
         }
     }
 }
@@ -839,6 +912,19 @@ impl<T: Element> Sheet<'_, T> {
         for i in 0..self.claim.rows {
             let width = self.claim.width;
             T::narrow(row(i), self.part(i, 0..width));
+        }
+    }
+
+    #[inline(always)]
+    fn write_lanes<'v, S: Lanes>(mut self, s: S, row: impl Fn(usize) -> &'v [f32]) {
+        let Claim { rows, width, .. } = *self.claim;
+        let whole = width / S::N * S::N;
+        for i in 0..rows {
+            let (from, into) = (&row(i)[..width], self.part(i, 0..width));
+            for at in (0..whole).step_by(S::N) {
+                T::store(s, &mut into[at..], s.load(&from[at..]));
+            }
+            T::narrow(&from[whole..], &mut into[whole..]);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Row operations against their definitions: every operation, storage type, level and width, on one to three threads.
 //!
 //! A definition is written once over [`Real`]: in f64 it is the truth, in f32 the honest plain implementation whose error is the
-//! budget. What a backward pass reads (an output, an lse) is an input of its definition, rounded as the kernel reads it; that
+//! budget; over 16 bits it holds what stands between two steps in 16 bits, too. What a backward pass reads (an output, an lse) is an input of its definition, rounded as the kernel reads it; that
 //! the definitions of backward are the gradients of those of forward is checked by finite differences.
 
 mod common;
@@ -54,7 +54,7 @@ fn budgets<T: Element>(kernel: &impl Kernel, shape: [usize; 2], seed: u64) -> Ve
     let inputs = draw::<T>(kernel, shape, seed);
     let shapes = kernel.inputs(shape);
     let truth = kernel.define::<f64>(&arrays(&inputs, &shapes));
-    let plain = kernel.define::<f32>(&arrays(&inputs, &shapes));
+    let plain = kernel.plain::<T>(&arrays(&inputs, &shapes));
     let budget = |(truth, plain): (&Array<f64>, &Array<f32>)| {
         let error = |(x, y): (&f64, &f32)| (x - f64::from(T::from_f32(*y).to_f32())).abs();
         let finite = |x: f64| if x.is_finite() { x } else { 0.0 };
@@ -62,6 +62,12 @@ fn budgets<T: Element>(kernel: &impl Kernel, shape: [usize; 2], seed: u64) -> Ve
         [worst, truth.term]
     };
     truth.iter().zip(&plain).map(budget).collect()
+}
+
+/// Every level, and products of bf16 in pairs, which plain Rust takes where no instruction does.
+fn ways<T: Element>() -> Vec<(String, Par)> {
+    let pairs = T::PAIRS.then(|| ("in pairs".into(), Par::serial().in_pairs()));
+    levels().map(|level| (format!("at {level}"), Par::serial().level(level))).chain(pairs).collect()
 }
 
 fn check<T: Element>(kernel: &impl Kernel, shape: [usize; 2], seed: u64) -> f64 {
@@ -75,12 +81,12 @@ fn check<T: Element>(kernel: &impl Kernel, shape: [usize; 2], seed: u64) -> f64 
     let inputs = draw::<T>(kernel, shape, seed);
     let truth = kernel.define::<f64>(&arrays(&inputs, &kernel.inputs(shape)));
     let mut worst = 0.0f64;
-    for level in levels() {
-        let found = run(kernel, shape, &inputs, Par::serial().level(level));
+    for (way, par) in ways::<T>() {
+        let found = run(kernel, shape, &inputs, par);
         for threads in [2, 3] {
-            let other = run(kernel, shape, &inputs, Par::serial().threads(threads).level(level));
+            let other = run(kernel, shape, &inputs, par.threads(threads));
             let bits = |x: &[Vec<T>]| -> Vec<u32> { x.iter().flatten().map(|x| x.to_f32().to_bits()).collect() };
-            assert!(bits(&found) == bits(&other), "{threads} threads change bits of {} at {level}, {shape:?}", kernel.name());
+            assert!(bits(&found) == bits(&other), "{threads} threads change bits of {} {way}, {shape:?}", kernel.name());
         }
         for (output, ((found, truth), [plain, largest])) in found.iter().zip(&truth).zip(&budgets).enumerate() {
             assert_eq!(found.len(), truth.values.len());
@@ -92,7 +98,7 @@ fn check<T: Element>(kernel: &impl Kernel, shape: [usize; 2], seed: u64) -> f64 
                 let share = (x - y).abs() / (2.0 * plain + 1e-6 * largest);
                 assert!(
                     share <= 1.0,
-                    "{} at {level} {} {shape:?} seed={seed}: output {output}[{at}] is {x:e}, defined as {y:e}, {share:.2} of the budget",
+                    "{} {way} {} {shape:?} seed={seed}: output {output}[{at}] is {x:e}, defined as {y:e}, {share:.2} of the budget",
                     kernel.name(),
                     std::any::type_name::<T>()
                 );

@@ -51,7 +51,7 @@ pub(super) fn run(coded: &Coded<'_>, saved: &Saved<'_>, gradients: &mut crate::G
     }
     for (spare, into) in [(&spare_k, &mut gradients.dk), (&spare_v, &mut gradients.dv)] {
         if let Some(into) = into.as_mut().filter(|_| !spare.is_empty()) {
-            narrow(spare, into, &keys);
+            into.round(spare, par);
         }
     }
 }
@@ -78,14 +78,6 @@ fn in_single<'s>(into: &'s mut Option<ViewMut<'_>>, spare: &'s mut Vec<f32>) -> 
             spare.resize(shape.iter().product(), 0.0);
             Some(StridedMut::contiguous(spare, shape, "gradient").expect("its own shape"))
         }
-    }
-}
-
-fn narrow(values: &[f32], into: &mut ViewMut<'_>, pieces: &[Range<usize>]) {
-    let [_, heads, rows, width] = into.shape();
-    let shared = into.share(pieces);
-    for (at, row) in values.chunks(width).enumerate() {
-        shared.write(at / rows / heads, at / rows % heads, at % rows, |_| row);
     }
 }
 
@@ -365,7 +357,7 @@ impl Part<'_> {
         }
         let d_ot = desk.d_ot.take(padded / lanes * dv * lanes);
         for (i, d_o) in d_o.chunks(lanes * dv).enumerate() {
-            pack::transpose_panel(s, d_o, width, &mut d_ot[i * width * lanes..], 1.0);
+            pack::transpose_panel(s, d_o, width, &mut d_ot[i * width * lanes..], None);
         }
         coded.stage_queries(s, at, rows, desk.q.take(padded * dk));
         positions(self.block, desk.scratch.positions.take(padded));

@@ -102,7 +102,7 @@ fn multiply<S: Lanes, const R: usize>(
     let (staged, panel) = (panels.staged.take(size), panels.panel.take(count * size));
     for (i, panel) in panel.chunks_mut(size).enumerate() {
         let first = rows.start + i * lanes;
-        pack::panel(s, (q, at), first..rows.end.min(first + lanes), (staged, panel), factor);
+        pack::panel(s, (q, at), first..rows.end.min(first + lanes), (staged, panel), Some(factor));
     }
     for start in (0..all).step_by(CODES) {
         for (panel, into) in panel.chunks(size).zip(into.chunks_mut(all * lanes)) {
@@ -126,7 +126,7 @@ fn look_up<S: Lanes>(s: S, codes: &[u32], table: &Aligned<f32>, (panels, into): 
         for (row, &code) in staged.chunks_mut(width).zip(codes) {
             row.copy_from_slice(&table.get((code as usize + 1) * width)[code as usize * width..]);
         }
-        pack::transpose_panel(s, staged, width, into, 1.0);
+        pack::transpose_panel(s, staged, width, into, None);
     }
 }
 
@@ -157,7 +157,7 @@ impl Task for Table<'_> {
             for (code, row) in (first..self.queries.count()).zip(staged.chunks_mut(stride)) {
                 row[..width].copy_from_slice(self.queries.row(code));
             }
-            pack::transpose_panel(s, staged, width, panel, self.factor);
+            pack::transpose_panel(s, staged, width, panel, Some(self.factor));
             for code in (0..all).step_by(R) {
                 let tile = product::<S, _, R, 2>(s, [[s.zero(); 2]; R], Along(self.keys.rows().from(code)), Rows::new(panel, lanes), width);
                 for (row, tile) in x[code * lanes..(code + R) * lanes].chunks_mut(lanes).zip(tile) {

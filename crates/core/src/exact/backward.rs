@@ -52,18 +52,7 @@ pub(super) fn run(problem: &Problem<'_>, saved: &Saved<'_>, gradients: &mut Grad
             let mut values = vec![0.0; narrow.shape().iter().product()];
             let mut wide = StridedMut::contiguous(&mut values, narrow.shape(), "dq").expect("dq was sized");
             sweep(problem, (saved, &delta, &queries), Some(&mut wide), rest, par);
-            narrow_rows(&values, narrow, &queries);
-        }
-    }
-}
-
-/// Rounds contiguous f32 rows to the storage type of `into`.
-fn narrow_rows(values: &[f32], into: &mut ViewMut<'_>, pieces: &[Range<usize>]) {
-    let [batch, heads, n, width] = into.shape();
-    let rows = into.share(pieces);
-    for head in 0..batch * heads {
-        for (piece, range) in pieces.iter().enumerate() {
-            rows.write(head / heads, head % heads, piece, |i| &values[(head * n + range.start + i) * width..][..width]);
+            narrow.round(&values, par);
         }
     }
 }
@@ -164,7 +153,7 @@ impl Task for RowProducts<'_> {
                 let part = start..rows.end.min(start + panel);
                 for (view, into) in [(&self.saved.o, &mut *o), (&self.saved.d_o, &mut *d_o)] {
                     pack::stage_rows(s, view, [b, h], part.clone(), staged);
-                    pack::transpose_panel(s, staged, self.dims.dv, into, 1.0);
+                    pack::transpose_panel(s, staged, self.dims.dv, into, None);
                 }
                 products_in_lanes(s, o, d_o, self.dims.dv, &mut sums);
                 for (i, row) in part.enumerate() {
@@ -332,10 +321,10 @@ impl<'a> Chunk<'a> {
         for piece in self.pieces.clone() {
             let first = self.shared.chunks.rows[piece].start - self.range.start;
             if let Some(out) = &self.shared.dk {
-                out.write(self.b, self.g, piece, |i| &dk[(first + i) * dk_width..][..dims.dk]);
+                out.write_lanes(s, [self.b, self.g, piece], |i| &dk[(first + i) * dk_width..][..dims.dk]);
             }
             if let Some(out) = &self.shared.dv {
-                out.write(self.b, self.g, piece, |i| &dv[(first + i) * dv_width..][..dims.dv]);
+                out.write_lanes(s, [self.b, self.g, piece], |i| &dv[(first + i) * dv_width..][..dims.dv]);
             }
             if let Some(out) = &self.shared.dkey_bias {
                 let mut out = out.claim(self.b, self.g, piece);
@@ -465,8 +454,8 @@ impl PanelScratch {
         let (qt, d_ot) = (self.qt.take(QUERIES * dk), self.d_ot.take(QUERIES * dv));
         for i in 0..QUERIES / panel {
             let (q_part, o_part) = (i * panel * dk..(i + 1) * panel * dk, i * panel * dv..(i + 1) * panel * dv);
-            pack::transpose_panel(s, &q[q_part.clone()], dims.dk, &mut qt[q_part], extras.factor);
-            pack::transpose_panel(s, &d_o[o_part.clone()], dims.dv, &mut d_ot[o_part], 1.0);
+            pack::transpose_panel(s, &q[q_part.clone()], dims.dk, &mut qt[q_part], Some(extras.factor));
+            pack::transpose_panel(s, &d_o[o_part.clone()], dims.dv, &mut d_ot[o_part], None);
         }
         let positions = self.positions.take(QUERIES);
         pack::describe_panel(block.scope, (block.h, extras.dropout), block.rows.clone(), positions, self.hashes.take(QUERIES));

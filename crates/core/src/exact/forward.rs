@@ -184,7 +184,7 @@ impl<'a> Block<'a> {
         self.meet_all::<S, M, R>(s, scratch);
         let done = self.normalise::<S, M>(s, &mut scratch.panels) || self.guarded;
         if done {
-            self.write::<S>(&mut scratch.panels);
+            self.write(s, &mut scratch.panels);
         }
         done
     }
@@ -296,7 +296,8 @@ impl<'a> Block<'a> {
     }
 
     /// Writes `o` and `lse`.
-    fn write<S: Lanes>(&self, scratch: &mut Panels) {
+    #[inline(always)]
+    fn write<S: Lanes>(&self, s: S, scratch: &mut Panels) {
         let (count, dv) = (self.shared.pieces[self.piece].len(), self.problem.dims.dv);
         let width = dv.next_multiple_of(S::N);
         let (acc, maximum, sum) = (scratch.acc.get(count * width), scratch.maximum.get(count), scratch.sum.get(count));
@@ -307,7 +308,7 @@ impl<'a> Block<'a> {
                 lse.row(i)[0] = if i < self.rows.len() && sum[i] != 0.0 { tiled() } else { f32::NEG_INFINITY };
             }
         }
-        self.shared.o.write(self.b, self.h, self.piece, |i| &acc[i * width..][..dv]);
+        self.shared.o.write_lanes(s, [self.b, self.h, self.piece], |i| &acc[i * width..][..dv]);
     }
 }
 

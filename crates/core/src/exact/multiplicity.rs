@@ -135,8 +135,8 @@ impl Piece<'_> {
             if visible.is_empty() {
                 continue;
             }
-            pack::panel(s, (&problem.q, self.at), queries.clone(), (&mut *staged, &mut *qt), extras.factor);
-            pack::panel(s, (&saved.d_o, self.at), queries.clone(), (&mut *staged, &mut *d_ot), 1.0);
+            pack::panel(s, (&problem.q, self.at), queries.clone(), (&mut *staged, &mut *qt), Some(extras.factor));
+            pack::panel(s, (&saved.d_o, self.at), queries.clone(), (&mut *staged, &mut *d_ot), None);
             let first = (b * dims.heads + h) * dims.queries;
             fill_offsets(&mut offsets, [&saved.lse[first..], &delta[first..]], queries.clone());
             if extras.dense {

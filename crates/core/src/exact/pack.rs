@@ -4,7 +4,7 @@ use super::dropout::Mask;
 use super::plan::{Facts, KeyList, Keys};
 use crate::Problem;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Form, LINE, Lanes, Rows, pair_of};
+use crate::simd::{Aligned, Form, LINE, Lanes, Rows, pair_of, zip_pairs};
 use crate::view::{Strided, View};
 use half::bf16;
 use std::ops::Range;
@@ -112,7 +112,17 @@ pub(super) fn key_rows<'a, S: Lanes>(
 /// The rows of a block of keys as pairs of neighbours along the row, the last one of an odd width with zero: what is broadcast to
 /// queries in pairs. `rows` of them, those beyond the keys zeros.
 #[inline(always)]
-fn paired_along<'a>(view: &Strided<'_, bf16>, [b, g]: [usize; 2], keys: KeyList<'_>, rows: usize, scratch: &'a mut [f32]) -> Rows<'a> {
+fn paired_along<'a, S: Lanes>(
+    s: S,
+    view: &Strided<'a, bf16>,
+    [b, g]: [usize; 2],
+    keys: KeyList<'_>,
+    rows: usize,
+    scratch: &'a mut [f32],
+) -> Rows<'a> {
+    if let Some(pairs) = view.as_pairs() {
+        return key_rows(s, &View::F32(pairs), [b, g], keys, (rows, Use::Broadcast), scratch);
+    }
     let width = view.shape()[3];
     let stride = width.div_ceil(2);
     let scratch = &mut scratch[..rows * stride];
@@ -145,23 +155,31 @@ fn pair_neighbours(view: &Strided<'_, bf16>, [b, g, n]: [usize; 3], into: &mut [
     }
 }
 
-/// Rows in pairs of neighbouring keys, value by value, padded with zeros to whole registers.
+/// Rows in pairs of neighbouring keys, value by value, padded with zeros to whole registers; the last one of an odd number with zeros.
 #[inline(always)]
-fn paired_across<'a, S: Lanes>(s: S, view: &View<'_>, [b, g]: [usize; 2], keys: KeyList<'_>, scratch: &'a mut [f32]) -> Rows<'a> {
+fn paired_across<'a, S: Lanes>(s: S, view: &Strided<'_, bf16>, [b, g]: [usize; 2], keys: KeyList<'_>, scratch: &'a mut [f32]) -> Rows<'a> {
     let width = view.shape()[3];
-    let stride = width.next_multiple_of(S::N);
-    let count = keys.list.len();
-    let (pairs, second) = scratch[..(count.div_ceil(2) + 1) * stride].split_at_mut(count.div_ceil(2) * stride);
-    for (i, first) in pairs.chunks_exact_mut(stride).enumerate() {
-        view.widen_row(s, [b, g, keys.plan.row(keys.list, 2 * i)], first);
-        first[width..].fill(0.0);
-        second.fill(0.0);
-        if 2 * i + 1 < count {
-            view.widen_row(s, [b, g, keys.plan.row(keys.list, 2 * i + 1)], second);
-        }
-        pair_rows(s, first, second);
+    let (stride, count) = (width.next_multiple_of(S::N), keys.list.len());
+    let scratch = &mut scratch[..count.div_ceil(2) * stride];
+    for (i, into) in scratch.chunks_exact_mut(stride).enumerate() {
+        let row = |i: usize| [b, g, keys.plan.row(keys.list, i)];
+        let second = (2 * i + 1 < count).then(|| row(2 * i + 1));
+        into[width..].fill(0.0);
+        zip_rows(s, view, (row(2 * i), second), &mut into[..width]);
     }
-    Rows { data: pairs, stride }
+    Rows { data: scratch, stride }
+}
+
+#[inline(always)]
+fn zip_rows<S: Lanes>(s: S, view: &Strided<'_, bf16>, (first, second): ([usize; 3], Option<[usize; 3]>), into: &mut [f32]) {
+    let row = |[b, g, n]: [usize; 3]| view.row(b, g, n);
+    if let (Some(first), Some(second)) = (row(first), second.map_or(Some(&[][..]), row)) {
+        return zip_pairs(s, [first, second], into);
+    }
+    let at = |[b, g, n]: [usize; 3], d: usize| view.at([b, g, n, d]);
+    for (d, to) in into.iter_mut().enumerate() {
+        *to = pair_of(at(first, d), second.map_or(bf16::ZERO, |second| at(second, d)));
+    }
 }
 
 /// Puts the values of `second` beside those of `first`.
@@ -188,7 +206,7 @@ pub(super) fn keys<'a, S: Lanes, M: Form>(
     room: &'a mut [f32],
 ) -> Rows<'a> {
     match view {
-        View::Bf16(view) if M::PER_LANE == 2 => paired_along(view, at, keys, rows, room),
+        View::Bf16(view) if M::PER_LANE == 2 => paired_along(s, view, at, keys, rows, room),
         _ => key_rows(s, view, at, keys, (rows, Use::Broadcast), room),
     }
 }
@@ -196,10 +214,13 @@ pub(super) fn keys<'a, S: Lanes, M: Form>(
 /// Rows of V, as tiles of `M` load them.
 #[inline(always)]
 pub(super) fn values<'a, S: Lanes, M: Form>(s: S, (view, at): (&View<'a>, [usize; 2]), keys: KeyList<'_>, room: &'a mut [f32]) -> Rows<'a> {
-    if M::PER_LANE == 2 { paired_across(s, view, at, keys, room) } else { key_rows(s, view, at, keys, (keys.list.len(), Use::Lanes), room) }
+    match view {
+        View::Bf16(view) if M::PER_LANE == 2 => paired_across(s, view, at, keys, room),
+        _ => key_rows(s, view, at, keys, (keys.list.len(), Use::Lanes), room),
+    }
 }
 
-/// Rows of a head as a panel for tiles of `M`: see [`panel`]. Pairs are made by way of `wide`.
+/// Rows of a head as a panel for tiles of `M`: see [`panel`]. Pairs that do not stand in memory are made by way of `wide`.
 #[inline(always)]
 pub(super) fn queries<S: Lanes, M: Form>(
     s: S,
@@ -209,9 +230,15 @@ pub(super) fn queries<S: Lanes, M: Form>(
     factor: f32,
 ) {
     if M::PER_LANE == 1 {
-        return panel(s, (view, at), rows, (staged, into), factor);
+        return panel(s, (view, at), rows, (staged, into), Some(factor));
     }
-    panel(s, (view, at), rows, (staged, wide), 1.0);
+    if let View::Bf16(view) = view
+        && let Some(pairs) = view.as_pairs()
+        && pairs.shape()[3].is_multiple_of(S::N)
+    {
+        return panel(s, (&View::F32(pairs), at), rows, (staged, into), None);
+    }
+    panel(s, (view, at), rows, (staged, wide), None);
     let lanes = 2 * S::N;
     for (two, into) in wide.chunks_exact(2 * lanes).zip(into.chunks_exact_mut(lanes)) {
         into.copy_from_slice(&two[..lanes]);
@@ -256,13 +283,13 @@ pub(crate) fn stage_rows<S: Lanes>(s: S, view: &View<'_>, [b, h]: [usize; 2], ro
 
 /// Transposes `2·N` staged rows of `width` into a panel `[width][2·N]`, multiplied by `factor`.
 #[inline(always)]
-pub(crate) fn transpose_panel<S: Lanes>(s: S, staged: &[f32], width: usize, into: &mut [f32], factor: f32) {
+pub(crate) fn transpose_panel<S: Lanes>(s: S, staged: &[f32], width: usize, into: &mut [f32], factor: Option<f32>) {
     transpose_rows(s, (staged, width.next_multiple_of(S::N)), (2, width), into, factor);
 }
 
 /// Transposes `halves` times `N` rows.
 #[inline(always)]
-fn transpose_rows<S: Lanes>(s: S, (from, stride): (&[f32], usize), (halves, width): (usize, usize), into: &mut [f32], factor: f32) {
+fn transpose_rows<S: Lanes>(s: S, (from, stride): (&[f32], usize), (halves, width): (usize, usize), into: &mut [f32], factor: Option<f32>) {
     for half in 0..halves {
         for column in (0..width).step_by(S::N) {
             let from = &from[half * S::N * stride + column..];
@@ -279,7 +306,7 @@ pub(crate) fn panel<S: Lanes>(
     (view, [b, h]): (&View<'_>, [usize; 2]),
     rows: Range<usize>,
     (staged, into): (&mut [f32], &mut [f32]),
-    factor: f32,
+    factor: Option<f32>,
 ) {
     let width = view.shape()[3];
     let (stride, registers) = (width.next_multiple_of(S::N), rows.len().div_ceil(S::N));
@@ -337,7 +364,7 @@ pub(super) fn fill_dense<S: Lanes>(
                 let row = (queries.start + half * S::N + lane).min(queries.end - 1);
                 dense_row(problem, [b, h, row], keys, to);
             }
-            s.transpose(square, S::N, &mut into[first_key * panel + half * S::N..], panel, std::f32::consts::LOG2_E);
+            s.transpose(square, S::N, &mut into[first_key * panel + half * S::N..], panel, Some(std::f32::consts::LOG2_E));
         }
     }
 }

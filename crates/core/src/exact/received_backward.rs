@@ -31,21 +31,11 @@ pub(super) fn run(problem: &Problem<'_>, [lse, d_received]: [&[f32]; 2], [dq, dk
         backward::run(&turn, &saved, &mut gradients, par);
         sum.iter_mut().zip(&part).for_each(|(sum, part)| *sum += part);
     }
-    write(&sum, dk, width);
+    dk.round(&sum, par);
 }
 
 /// The rows of query heads `r`, `r + H/G` and so on of `[B, H, N]`.
 fn heads_of(lse: &[f32], dims: &Dims, r: usize) -> Vec<f32> {
     let heads = lse.chunks(dims.queries.max(1)).skip(r).step_by(dims.group());
     heads.flatten().copied().collect()
-}
-
-/// Rounds contiguous rows to the storage type of `into`.
-fn write(values: &[f32], into: &mut ViewMut<'_>, width: usize) {
-    let [batch, heads, rows, _] = into.shape();
-    let whole = 0..rows;
-    let shared = into.share(std::slice::from_ref(&whole));
-    for head in 0..batch * heads {
-        shared.write(head / heads, head % heads, 0, |row| &values[(head * rows + row) * width..][..width]);
-    }
 }

@@ -82,18 +82,7 @@ impl Owned {
     /// Rounds every row into an output of the same shape.
     pub(super) fn write(&self, into: &mut ViewMut<'_>, par: Par) -> Result<(), Error> {
         crate::problem::expect("output", into.shape(), self.shape)?;
-        let [batch, heads, rows, _] = self.shape;
-        if batch * heads * rows == 0 {
-            return Ok(());
-        }
-        let all = 0..rows;
-        let shared = into.share(std::slice::from_ref(&all));
-        par.run(batch * heads, self.data.len() as f64, |jobs| {
-            while let Some(job) = jobs.take() {
-                let [b, h] = [job / heads, job % heads];
-                shared.write(b, h, 0, |n| self.row([b, h, n]));
-            }
-        });
+        into.round(&self.data, par);
         Ok(())
     }
 }

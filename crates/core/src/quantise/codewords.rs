@@ -153,7 +153,7 @@ impl Task for Search<'_> {
         for (piece, into) in self.into.chunks_mut(2 * S::N).enumerate() {
             let first = self.rows.start + piece * 2 * S::N;
             pack::stage_rows(s, self.view, self.head, first..first + into.len(), staged);
-            pack::transpose_panel(s, staged, width, panel, 1.0);
+            pack::transpose_panel(s, staged, width, panel, None);
             let [best, second, code, square] = run_through::<S, R>(s, self.codewords, panel);
             for (lane, into) in into.iter_mut().enumerate() {
                 let decided = f64::from(best[lane]) - f64::from(second[lane]) > self.codewords.slack(square[lane].into());

@@ -169,7 +169,7 @@ impl Units {
                 if row < rows.end { to.copy_from_slice(self.row(row)) } else { to.fill(0.0) }
             }
             for at in (0..self.stride).step_by(S::N) {
-                s.transpose(&staged[at..], self.stride, &mut panel[at * 2 * S::N + c * S::N..], 2 * S::N, 1.0);
+                s.transpose(&staged[at..], self.stride, &mut panel[at * 2 * S::N + c * S::N..], 2 * S::N, None);
             }
         }
     }

@@ -4,15 +4,33 @@
 use super::id::Id;
 use super::matrix::{Matrix, MatrixMut, check_length};
 use super::sweep::{Sweep, blocks, load, store, sweep};
-use crate::simd::{Aligned, LINE, Lanes};
+use crate::simd::{Aligned, LINE, Lanes, Task, dispatch};
 use crate::view::{DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
 
-fn check_ids<I: Id>(ids: &[I], vocabulary: usize) -> Result<(), Error> {
-    // One comparison per id in lanes; the row is looked for only where there is one to name.
-    let outside = ids.iter().fold(false, |outside, id| outside | (id.to_i64() as u64 >= vocabulary as u64));
-    if !outside {
+/// Whether an id is not in the table: a task, so that the comparison is compiled for the level.
+struct AnyOutside<'a, I> {
+    ids: &'a [I],
+    vocabulary: usize,
+}
+
+impl<I: Id> Task for AnyOutside<'_, I> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, _: S) -> bool {
+        let mut outside = false;
+        for id in self.ids {
+            outside |= id.to_i64() as u64 >= self.vocabulary as u64;
+        }
+        outside
+    }
+}
+
+fn check_ids<I: Id>(ids: &[I], vocabulary: usize, par: Par) -> Result<(), Error> {
+    // The row is looked for only where there is one to name.
+    if !dispatch(par.level_in_use(), AnyOutside { ids, vocabulary }) {
         return Ok(());
     }
     for (row, id) in ids.iter().enumerate().map(|(row, id)| (row, id.to_i64())) {
@@ -31,7 +49,7 @@ pub fn forward<T: Element, I: Id>(table: &Matrix<'_, T>, ids: &[I], y: &mut Matr
     let [vocabulary, width] = table.shape();
     table.check([vocabulary, width], "table")?;
     y.check([ids.len(), width], "y")?;
-    check_ids(ids, vocabulary)?;
+    check_ids(ids, vocabulary, par)?;
     let blocks = blocks([ids.len(), width]);
     let work = Gather { table, ids, y: y.share(&blocks) };
     sweep(&work, &blocks, ids.len() * width, par);
@@ -46,7 +64,7 @@ pub fn backward<T: Element, I: Id>(ids: &[I], dy: &Matrix<'_, T>, dtable: &mut M
     let [vocabulary, width] = dtable.shape();
     check_length(dy.shape()[0], ids.len(), "dy")?;
     dy.check([ids.len(), width], "dy")?;
-    check_ids(ids, vocabulary)?;
+    check_ids(ids, vocabulary, par)?;
     let mut order: Vec<(u64, usize)> = ids.iter().enumerate().map(|(row, id)| (id.to_i64() as u64, row)).collect();
     order.sort_unstable();
     let blocks = blocks([vocabulary, width]);

@@ -2,7 +2,7 @@
 //! Weights stored `[in, out]` are passed [`Matrix::transposed`]. x and W may differ in type; sums are f32.
 //!
 //! Backward, from `dz = f'(z) dy`: `dx = dz W`, `dW = dzᵀ x`, `db = Σ dz`. With an activation z must have been written by the
-//! forward pass, and `dz` is the one array that is made, in f32; without one it is `dy`.
+//! forward pass, and `dz` is the one array that is made, of x's type; without one it is `dy`.
 
 use super::curve::{Activation, Curve, Line, each_curve};
 use super::matrix::{Matrix, MatrixMut, check_length};
@@ -115,10 +115,10 @@ impl<'a, W: Element> Linear<'a, W> {
     }
 
     /// `dx = dz W` and `dW = dzᵀ x`.
-    fn products<X: Element, Z: Element>(
+    fn products<X: Element>(
         &self,
         x: &Matrix<'_, X>,
-        dz: &Matrix<'_, Z>,
+        dz: &Matrix<'_, X>,
         (dx, dweight): (Option<&mut MatrixMut<'_, X>>, Option<&mut WeightGradient<'_, '_, W>>),
         par: Par,
     ) {
@@ -136,7 +136,7 @@ impl<'a, W: Element> Linear<'a, W> {
     fn pull<X: Element>(
         &self,
         (dy, z): (&Matrix<'_, X>, &Matrix<'_, X>),
-        dz: Option<&mut MatrixMut<'_, f32>>,
+        dz: Option<&mut MatrixMut<'_, X>>,
         dbias: Option<&mut [W]>,
         par: Par,
     ) -> Result<(), Error> {
@@ -280,7 +280,7 @@ struct Pull<'a, F, X> {
     dy: &'a Matrix<'a, X>,
     z: &'a Matrix<'a, X>,
     /// Absent where it is dy.
-    dz: Option<DisjointRows<'a, f32>>,
+    dz: Option<DisjointRows<'a, X>>,
     /// Column sums of each block.
     sums: DisjointRows<'a, f32>,
 }

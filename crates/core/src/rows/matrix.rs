@@ -1,7 +1,8 @@
 //! Matrices `[rows, columns]` over borrowed slices: what every row operation reads and writes.
 
 use crate::Error;
-use crate::view::{DisjointRows, Strided, StridedMut};
+use crate::view::{DisjointRows, Element, Strided, StridedMut};
+use half::bf16;
 use std::ops::Range;
 
 /// A matrix to read. Strides count elements: a transposed, repeated or flipped matrix is a matrix.
@@ -75,6 +76,20 @@ impl<'a, T: Copy> Matrix<'a, T> {
         }
         let message = format!("the elements of a row must be neighbours, they are {} apart", self.strides()[1]);
         Err(Error::Layout { tensor, message })
+    }
+}
+
+impl<'a> Matrix<'a, bf16> {
+    /// Neighbours along rows of even length in pairs, where they stand.
+    pub(crate) fn as_pairs(&self) -> Option<Matrix<'a, f32>> {
+        self.0.as_pairs().map(Matrix)
+    }
+}
+
+impl<'a, T: Element> Matrix<'a, T> {
+    /// The matrix itself, where it is of bf16.
+    pub(crate) fn as_bf16(&self) -> Option<Matrix<'a, bf16>> {
+        T::as_bf16(self.0).map(Matrix)
     }
 }
 

@@ -28,6 +28,7 @@ pub mod linear;
 pub(crate) mod matrix;
 mod multiply;
 pub mod norm;
+mod operand;
 pub mod rotary;
 pub mod softmax;
 mod squares;

@@ -1,19 +1,21 @@
 //! The blocked product of two matrices, `C = A·B`, `[m,k] · [k,n]`, of any strides and storage types, in f32.
 //!
 //! A job is a block of C, or, where C is small and k is long, a block over a part of k. It copies its part of A and B, a step of
-//! k at a time, to scratch where the register tile ([`crate::simd::product`]) can read them, widened and with B in panels of two
-//! registers: so 16-bit weights, transposed weights and gradients are the same code, and no widened copy of a whole matrix
-//! exists. Rows of f32 in A are read where they stand, and a transposed A is copied as it lies and read across. What follows the
-//! product (bias, activation, rounding) is done to a tile of C as it leaves the registers.
+//! k at a time, to scratch where the register tile ([`crate::simd::product`]) can read them ([`super::operand`]), widened and with B in
+//! panels of two registers: so 16-bit weights, transposed weights and gradients are the same code, and no widened copy of a whole
+//! matrix exists. Rows of f32 in A are read where they stand, and a transposed A is copied as it lies and read across. Two factors of
+//! bf16 are multiplied in pairs where the processor does that faster. What follows the product (bias, activation, rounding) is done to a
+//! tile of C as it leaves the registers.
 //!
 //! Parts and steps of k are a function of the shapes, and sums run over k in order, part by part: the same bits for any number of
 //! threads, which decides only how small blocks are.
 
 use super::matrix::Matrix;
-use super::sweep::{ahead, load, pieces, store};
+use super::operand::{Operand, Paired, Side, runs};
+use super::sweep::{load, pieces, store};
 use crate::Par;
 use crate::par::Jobs;
-use crate::simd::{Across, Aligned, Along, Lanes, Left, Rows, Task, dispatch, product};
+use crate::simd::{Aligned, Form, Lanes, Left, Rows, Task, dispatch, product};
 use crate::view::{Claim, DisjointRows, Element, StridedMut};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -30,6 +32,8 @@ const JOBS: usize = 16;
 const SHARE: usize = 3;
 /// Steps of k at most: a panel of B then takes 32 KB.
 const STEPS: usize = 512;
+/// Values of a copy of columns of A at most, beside which panels of B stay in a cache of 1 MB.
+const COLUMNS: usize = 128 * 1024;
 /// Steps of k that a part has at least.
 const PART: usize = 384;
 /// Registers in a row of the tile.
@@ -88,12 +92,17 @@ impl Grid {
             }
             size[d] = even(size[d], size[d] / 2);
         }
-        let parts = runs(0..k, k.div_ceil(parts).max(1)).collect();
+        let parts = runs(0..k, k.div_ceil(parts).next_multiple_of(2).max(2)).collect();
         Grid { rows: pieces(m, size[0]), columns: pieces(n, size[1]), parts, largest: size[0] * size[1] }
     }
 
     fn blocks(&self) -> usize {
         self.rows.len() * self.columns.len()
+    }
+
+    fn flops(&self, k: usize) -> f64 {
+        let size = |ranges: &[Range<usize>]| ranges.last().map_or(0, |last| last.end);
+        2.0 * size(&self.rows) as f64 * size(&self.columns) as f64 * k as f64
     }
 
     /// The block of a job, and its part of k.
@@ -112,8 +121,23 @@ fn even(whole: usize, most: usize) -> usize {
 
 /// Computes every block of `a · b` and hands its values to `finish`.
 pub(super) fn multiply<A: Element, B: Element>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, grid: &Grid, finish: &impl Finish, par: Par) {
+    if a.shape()[0] <= FEW && a.strides()[1] == 1 && b.strides()[0] == 1 {
+        return FewBlocks { a, b, grid, finish }.run(par);
+    }
+    // The constants first: nothing is compiled for types that never come here.
+    if A::PAIRS
+        && B::PAIRS
+        && let (true, Some(a), Some(b)) = (par.multiplies_pairs(), a.as_bf16(), b.as_bf16())
+    {
+        return multiply_in_parts(&Paired::new(a.transposed()), &Paired::new(b), (grid, a.shape()[1]), finish, par);
+    }
+    multiply_in_parts(a, b, (grid, a.shape()[1]), finish, par);
+}
+
+/// The same for operands of one form.
+fn multiply_in_parts<A: Operand, B: Operand<Form = A::Form>>(a: &A, b: &B, (grid, k): (&Grid, usize), finish: &impl Finish, par: Par) {
     if grid.parts.len() == 1 {
-        return Blocks { a, b, grid, finish }.run(par);
+        return Blocks { a, b, grid, finish }.run(k, par);
     }
     let jobs = grid.parts.len() * grid.blocks();
     let mut memory = PARTS.take();
@@ -121,7 +145,7 @@ pub(super) fn multiply<A: Element, B: Element>(a: &Matrix<'_, A>, b: &Matrix<'_,
     let ones = pieces(jobs, 1);
     let mut rows = StridedMut::contiguous(sums, [1, 1, jobs, grid.largest], "sums").expect("so many were taken");
     let keep = Keep(DisjointRows::new(&mut rows, &ones));
-    Blocks { a, b, grid, finish: &keep }.run(par);
+    Blocks { a, b, grid, finish: &keep }.run(k, par);
     drop(keep);
     par.run(grid.blocks(), (jobs * grid.largest) as f64, |jobs| {
         dispatch(par.level_in_use(), Total { grid, sums, finish, jobs });
@@ -200,45 +224,32 @@ impl<F: Finish> Task for Total<'_, F> {
 
 /// A product on its way.
 struct Blocks<'a, A, B, F> {
-    a: &'a Matrix<'a, A>,
-    b: &'a Matrix<'a, B>,
+    a: &'a A,
+    b: &'a B,
     grid: &'a Grid,
     finish: &'a F,
 }
 
-impl<A: Element, B: Element, F: Finish> Blocks<'_, A, B, F> {
-    fn run(&self, par: Par) {
-        let [[m, k], [_, n]] = [self.a.shape(), self.b.shape()];
-        let flops = 2.0 * m as f64 * k as f64 * n as f64;
-        par.run(self.grid.parts.len() * self.grid.blocks(), flops, |jobs| {
-            SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { work: self, jobs, scratch }));
+impl<A: Operand, B: Operand<Form = A::Form>, F: Finish> Blocks<'_, A, B, F> {
+    fn run(&self, k: usize, par: Par) {
+        par.run(self.grid.parts.len() * self.grid.blocks(), self.grid.flops(k), |jobs| {
+            SCRATCH.with_borrow_mut(|scratch| A::Form::dispatch(par.level_in_use(), Worker { work: self, jobs, scratch }));
         });
-    }
-
-    /// Whether few rows meet columns whose elements are neighbours.
-    fn are_few(&self) -> bool {
-        self.a.shape()[0] <= FEW && self.a.strides()[1] == 1 && self.b.strides()[0] == 1
-    }
-
-    #[inline(always)]
-    fn few<S: Lanes>(&self, s: S, block: &Block, scratch: &mut Scratch) {
-        let n = block.columns.len().next_multiple_of(C * S::N);
-        let c = scratch.c.take(block.rows.len() * n);
-        s.vectorize(FewRows { work: self, block, c, n });
-        self.finish.finish(s, &mut self.finish.open(block), [0..block.rows.len(), 0..block.columns.len()], Rows::new(c, n));
     }
 
     #[inline(always)]
     fn block<S: Lanes, const R: usize>(&self, s: S, (block, part): (&Block, Range<usize>), scratch: &mut Scratch) {
         let (panel, m) = (C * S::N, block.rows.len().next_multiple_of(R));
-        let size = part.len().div_ceil(part.len().div_ceil(STEPS).max(1)).max(1);
+        let part = part.start / A::Form::PER_LANE..A::Form::rows(part.end);
+        let most = if self.a.is_read_across() { STEPS.min(COLUMNS / m.max(1)) } else { STEPS };
+        let size = part.len().div_ceil(part.len().div_ceil(most).max(1)).max(1);
         // All of C is kept only where there are further steps to add; else one strip.
         let strips = if size < part.len() { block.columns.len().div_ceil(panel) } else { 1 };
         let (c, mut open) = (scratch.c.take(strips * m * panel), self.finish.open(block));
         for steps in runs(part.clone(), size) {
-            let a = left(s, self.a, [block.rows.clone(), steps.clone()], m, &mut scratch.a);
+            let a = self.a.broadcast(s, [block.rows.clone(), steps.clone()], m, &mut scratch.a);
             let b = scratch.b.take(block.columns.len().next_multiple_of(panel).max(panel) * steps.len());
-            s.vectorize(PackPanels { from: self.b, part: [steps.clone(), block.columns.clone()], into: b, panel });
+            self.b.panels(s, [steps.clone(), block.columns.clone()], b, panel);
             // A tile meets all panels of B before the next one does: it stays in the nearest cache, and what it becomes is written along rows.
             for rows in (0..m).step_by(R).map(|first| first..first + R) {
                 for (i, columns) in runs(block.columns.clone(), panel).enumerate() {
@@ -249,7 +260,7 @@ impl<A: Element, B: Element, F: Finish> Blocks<'_, A, B, F> {
                     if steps.end == part.end {
                         self.finish.ahead(s, &open, [rows.clone(), columns.clone()]);
                     }
-                    strip.add(s, rows.clone(), c);
+                    strip.add::<S, A::Form>(s, rows.clone(), c);
                     if steps.end == part.end {
                         let rows = rows.start..block.rows.len().min(rows.end);
                         self.finish.finish(s, &mut open, [rows, columns], Rows::new(c, panel));
@@ -271,20 +282,14 @@ struct Strip<'a> {
 impl Strip<'_> {
     /// Adds it to rows of C, a panel wide.
     #[inline(always)]
-    fn add<S: Lanes>(&self, s: S, rows: Range<usize>, c: &mut [f32]) {
+    fn add<S: Lanes, M: Form>(&self, s: S, rows: Range<usize>, c: &mut [f32]) {
         let Strip { b, first, steps, .. } = *self;
         let c = &mut c[..rows.len() * b.stride];
         match self.a {
-            Side::Along(a) => s.vectorize(AddStep { a: a.below(rows.start), b, c, first, steps }),
-            Side::Across(a) => s.vectorize(AddStep { a: a.below(rows.start), b, c, first, steps }),
+            Side::Along(a) => s.vectorize(AddStep { a: M::left(a.below(rows.start)), b, c, first, steps }),
+            Side::Across(a) => s.vectorize(AddStep { a: M::left(a.below(rows.start)), b, c, first, steps }),
         }
     }
-}
-
-/// Parts of a range, one of nothing if it is empty.
-fn runs(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = range.len().div_ceil(size).max(1);
-    (0..count).map(move |i| range.start + i * size..range.end.min(range.start + (i + 1) * size))
 }
 
 struct Worker<'a, W> {
@@ -293,25 +298,53 @@ struct Worker<'a, W> {
     scratch: &'a mut Scratch,
 }
 
-impl<A: Element, B: Element, F: Finish> Task for Worker<'_, Blocks<'_, A, B, F>> {
+impl<A: Operand, B: Operand<Form = A::Form>, F: Finish> Task for Worker<'_, Blocks<'_, A, B, F>> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
         while let Some(job) = self.jobs.take() {
             let (block, part) = self.work.grid.block(job);
-            if self.work.are_few() {
-                self.work.few(s, &block, self.scratch);
-            } else {
-                self.work.block::<S, R>(s, (&block, part), self.scratch);
-            }
+            self.work.block::<S, R>(s, (&block, part), self.scratch);
+        }
+    }
+}
+
+/// A product of few rows by columns whose elements are neighbours.
+struct FewBlocks<'a, A, B, F> {
+    a: &'a Matrix<'a, A>,
+    b: &'a Matrix<'a, B>,
+    grid: &'a Grid,
+    finish: &'a F,
+}
+
+impl<A: Element, B: Element, F: Finish> FewBlocks<'_, A, B, F> {
+    fn run(&self, par: Par) {
+        par.run(self.grid.blocks(), self.grid.flops(self.a.shape()[1]), |jobs| {
+            SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { work: self, jobs, scratch }));
+        });
+    }
+}
+
+impl<A: Element, B: Element, F: Finish> Task for Worker<'_, FewBlocks<'_, A, B, F>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        while let Some(job) = self.jobs.take() {
+            let (block, _) = self.work.grid.block(job);
+            let n = block.columns.len().next_multiple_of(C * S::N);
+            let c = self.scratch.c.take(block.rows.len() * n);
+            s.vectorize(FewRows { work: self.work, block: &block, c, n });
+            let finish = self.work.finish;
+            finish.finish(s, &mut finish.open(&block), [0..block.rows.len(), 0..block.columns.len()], Rows::new(c, n));
         }
     }
 }
 
 /// `c = a·b`, one dot product at a time.
 struct FewRows<'a, 'w, A, B, F> {
-    work: &'a Blocks<'w, A, B, F>,
+    work: &'a FewBlocks<'w, A, B, F>,
     block: &'a Block,
     c: &'a mut [f32],
     n: usize,
@@ -348,7 +381,7 @@ impl<A: Element, B: Element, F> Task for FewRows<'_, '_, A, B, F> {
     }
 }
 
-/// `c = a·b`, or `c += a·b` after the first step, for a that can be read in tiles and a panel of b.
+/// `c = a·b`, or `c += a·b` after the first step, for a tile of a and a panel of b.
 struct AddStep<'a, A> {
     a: A,
     b: Rows<'a>,
@@ -364,161 +397,20 @@ impl<A: Left> Task for AddStep<'_, A> {
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
         let panel = C * S::N;
-        for (tile, values) in self.c.chunks_exact_mut(R * panel).enumerate() {
-            let mut acc = [[s.zero(); C]; R];
-            if !self.first {
-                for (r, sums) in acc.iter_mut().enumerate() {
-                    for (c, x) in sums.iter_mut().enumerate() {
-                        *x = s.load(&values[r * panel + c * S::N..]);
-                    }
-                }
-            }
-            let acc = product::<S, _, R, C>(s, acc, self.a.below(tile * R), self.b, self.steps);
-            for (r, sums) in acc.iter().enumerate() {
-                for (c, x) in sums.iter().enumerate() {
-                    s.store(&mut values[r * panel + c * S::N..], *x);
+        let values = &mut self.c[..R * panel];
+        let mut acc = [[s.zero(); C]; R];
+        if !self.first {
+            for (r, sums) in acc.iter_mut().enumerate() {
+                for (c, x) in sums.iter_mut().enumerate() {
+                    *x = s.load(&values[r * panel + c * S::N..]);
                 }
             }
         }
-    }
-}
-
-/// A part of A as the tile reads it.
-#[derive(Clone, Copy)]
-enum Side<'a> {
-    Along(Along<'a>),
-    Across(Across<'a>),
-}
-
-/// A part of A where it stands, if that is `count` rows of f32, else a copy, in which columns stay columns.
-#[inline(always)]
-fn left<'a, S: Lanes, T: Element>(
-    s: S,
-    from: &'a Matrix<'_, T>,
-    [rows, steps]: [Range<usize>; 2],
-    count: usize,
-    scratch: &'a mut Aligned<f32>,
-) -> Side<'a> {
-    if let ([step, 1], true) = (from.strides(), rows.len() == count)
-        && step > 0
-        && let Some(values) = T::as_f32(from.tail(rows.start, steps.start))
-    {
-        return Side::Along(Along(Rows::new(values, step as usize)));
-    }
-    // Rows at odd multiples of a cache line, so that they do not meet in the same sets.
-    let odd = |length: usize| length.next_multiple_of(32) + 16;
-    if from.strides()[0] == 1 {
-        let stride = odd(count);
-        let into = scratch.take(steps.len().max(1) * stride);
-        s.vectorize(Pack { from: &from.transposed(), part: [steps, rows], into, stride });
-        return Side::Across(Across(Rows::new(into, stride)));
-    }
-    let stride = odd(steps.len());
-    let into = scratch.take(count * stride);
-    s.vectorize(Pack { from, part: [rows, steps], into, stride });
-    Side::Along(Along(Rows::new(into, stride)))
-}
-
-/// Copies a part of a matrix to rows `stride` apart, widened.
-struct Pack<'a, 'm, T> {
-    from: &'a Matrix<'m, T>,
-    part: [Range<usize>; 2],
-    into: &'a mut [f32],
-    stride: usize,
-}
-
-impl<T: Element> Task for Pack<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Lanes, const R: usize>(self, s: S) {
-        let Pack { from, part: [rows, columns], into, stride } = self;
-        if rows.is_empty() || columns.is_empty() {
-            return;
-        }
-        match from.strides() {
-            [_, 1] => {
-                for (row, to) in rows.zip(into.chunks_mut(stride)) {
-                    let row = &from.tail(row, columns.start)[..columns.len()];
-                    ahead(s, row, from.strides()[0]);
-                    widen(s, row, to);
-                }
+        let acc = product::<S, _, R, C>(s, acc, self.a, self.b, self.steps);
+        for (r, sums) in acc.iter().enumerate() {
+            for (c, x) in sums.iter().enumerate() {
+                s.store(&mut values[r * panel + c * S::N..], *x);
             }
-            [1, _] => turn(s, from, [rows, columns], into, stride),
-            _ => {
-                for (row, to) in rows.zip(into.chunks_mut(stride)) {
-                    for (column, to) in columns.clone().zip(to) {
-                        *to = from.at(row, column).to_f32();
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Copies a part of B to panels, one after the other. Rows whose elements are neighbours are read once and from end to end.
-struct PackPanels<'a, 'm, T> {
-    from: &'a Matrix<'m, T>,
-    part: [Range<usize>; 2],
-    into: &'a mut [f32],
-    panel: usize,
-}
-
-impl<T: Element> Task for PackPanels<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Lanes, const R: usize>(self, s: S) {
-        let PackPanels { from, part: [rows, columns], into, panel } = self;
-        let size = rows.len() * panel;
-        if from.strides()[1] != 1 {
-            for (columns, into) in runs(columns, panel).zip(into.chunks_mut(size.max(1))) {
-                Pack { from, part: [rows.clone(), columns], into, stride: panel }.run::<S, R>(s);
-            }
-            return;
-        }
-        for (t, row) in rows.enumerate() {
-            let row = &from.tail(row, columns.start)[..columns.len()];
-            ahead(s, row, from.strides()[0]);
-            for (i, part) in row.chunks(panel).enumerate() {
-                widen(s, part, &mut into[i * size + t * panel..]);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn widen<S: Lanes, T: Element>(s: S, from: &[T], into: &mut [f32]) {
-    let whole = from.len() / S::N * S::N;
-    for at in (0..whole).step_by(S::N) {
-        s.store(&mut into[at..], T::load(s, &from[at..]));
-    }
-    for at in whole..from.len() {
-        into[at] = from[at].to_f32();
-    }
-}
-
-/// [`Pack`] where columns are contiguous: squares of one register are transposed, the rim goes element by element.
-#[inline(always)]
-fn turn<S: Lanes, T: Element>(s: S, from: &Matrix<'_, T>, [rows, columns]: [Range<usize>; 2], into: &mut [f32], stride: usize) {
-    let mut square = [0.0f32; 256];
-    let (high, wide) = (rows.len() / S::N * S::N, columns.len() / S::N * S::N);
-    for c in (0..wide).step_by(S::N) {
-        for r in (0..high).step_by(S::N) {
-            let (values, step) = (from.tail(rows.start + r, columns.start + c), from.strides()[1]);
-            if let (Some(values), true) = (T::as_f32(values), step > 0) {
-                s.transpose(values, step as usize, &mut into[r * stride + c..], stride, 1.0);
-                continue;
-            }
-            for i in 0..S::N {
-                s.store(&mut square[i * S::N..], T::load(s, from.tail(rows.start + r, columns.start + c + i)));
-            }
-            s.transpose(&square, S::N, &mut into[r * stride + c..], stride, 1.0);
-        }
-    }
-    for r in 0..rows.len() {
-        for c in if r < high { wide } else { 0 }..columns.len() {
-            into[r * stride + c] = from.at(rows.start + r, columns.start + c).to_f32();
         }
     }
 }

@@ -76,15 +76,31 @@ impl<'a, T: Element> Norm<'a, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, x: &[T], y: &mut [T]) {
         let moments = self.moments(s, x);
+        let whole = x.len() / S::N * S::N;
         let (weight, y) = (&self.weight[..x.len()], &mut y[..x.len()]);
-        for at in (0..x.len()).step_by(S::N) {
-            let unit = Self::unit(s, x, at, moments);
-            let bias = match self.bias {
-                Some(bias) => load(s, bias, at, 0.0),
-                None => s.zero(),
-            };
-            store(s, y, at, s.mul_add(unit, load(s, weight, at, 0.0), bias));
+        scale_registers(s, (x, moments), [weight, self.bias.unwrap_or(&[])], y);
+        if whole < x.len() {
+            let bias = self.bias.map_or(s.zero(), |bias| load(s, bias, whole, 0.0));
+            store(s, y, whole, s.mul_add(Self::unit(s, x, whole, moments), load(s, weight, whole, 0.0), bias));
         }
+    }
+}
+
+/// `x̂ w + b` in whole registers of a row; an empty b is none.
+#[inline(always)]
+fn scale_registers<S: Lanes, T: Element>(s: S, (x, [mean, inverse]): (&[T], [f32; 2]), [weight, bias]: [&[T]; 2], y: &mut [T]) {
+    let (mean, inverse) = (s.splat(mean), s.splat(inverse));
+    let registers = x.chunks_exact(S::N).zip(weight.chunks_exact(S::N)).zip(y.chunks_exact_mut(S::N));
+    if bias.is_empty() {
+        for ((x, weight), y) in registers {
+            let unit = s.mul(s.sub(T::load(s, x), mean), inverse);
+            T::store(s, y, s.mul(unit, T::load(s, weight)));
+        }
+        return;
+    }
+    for (((x, weight), y), bias) in registers.zip(bias.chunks_exact(S::N)) {
+        let unit = s.mul(s.sub(T::load(s, x), mean), inverse);
+        T::store(s, y, s.mul_add(unit, T::load(s, weight), T::load(s, bias)));
     }
 }
 

@@ -120,9 +120,12 @@ pub(super) fn registers<S: Lanes, T: Element>(s: S, row: &[T], fill: f32, mut sh
             show(c, T::load(s, &group[c * S::N..]));
         }
     }
+    // Of a number of rounds that the compiler knows, so that what the numbers count stays in registers.
     let rest = groups.remainder();
-    for (c, at) in (0..rest.len()).step_by(S::N).enumerate() {
-        show(c, load(s, rest, at, fill));
+    for c in 0..4 {
+        if c * S::N < rest.len() {
+            show(c, load(s, rest, c * S::N, fill));
+        }
     }
 }
 

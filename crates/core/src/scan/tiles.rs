@@ -87,7 +87,7 @@ impl Task for Turn<'_> {
         let Turn { from, into, size: [rows, columns] } = self;
         for row in (0..rows).step_by(S::N) {
             for column in (0..columns).step_by(S::N) {
-                s.transpose(&from[row * columns + column..], columns, &mut into[column * rows + row..], rows, 1.0);
+                s.transpose(&from[row * columns + column..], columns, &mut into[column * rows + row..], rows, None);
             }
         }
     }

@@ -214,11 +214,13 @@ impl Lanes for Avx2 {
         proven!(_mm256_and_ps(mask, a))
     }
     #[inline(always)]
-    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: f32) {
-        let factor = self.splat(factor);
-        let mut rows = [factor; 8];
+    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: Option<f32>) {
+        let mut rows = [self.zero(); 8];
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = self.mul(self.load(&from[i * from_step..]), factor);
+            *row = self.load(&from[i * from_step..]);
+            if let Some(factor) = factor {
+                *row = self.mul(*row, self.splat(factor));
+            }
         }
         let columns = proven!(transpose_registers(rows));
         for (i, column) in columns.into_iter().enumerate() {

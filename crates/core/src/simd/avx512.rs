@@ -298,11 +298,13 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
         proven!(_mm512_maskz_mov_ps(mask, a))
     }
     #[inline(always)]
-    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: f32) {
-        let factor = self.splat(factor);
-        let mut rows = [factor; 16];
+    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: Option<f32>) {
+        let mut rows = [self.zero(); 16];
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = self.mul(self.load(&from[i * from_step..]), factor);
+            *row = self.load(&from[i * from_step..]);
+            if let Some(factor) = factor {
+                *row = self.mul(*row, self.splat(factor));
+            }
         }
         let columns = proven!(transpose_registers(rows));
         for (i, column) in columns.into_iter().enumerate() {
@@ -341,6 +343,11 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
             return proven!(_mm512_castsi512_ps(_mm512_permutexvar_epi16(ZIPPED, halves)));
         }
         proven!(_mm512_castsi512_ps(self.halves([first, second])))
+    }
+    #[inline(always)]
+    fn pair_bf16(self, [first, second]: [&[bf16]; 2]) -> __m512 {
+        let (first, second) = (proven!(_mm512_castps_si512(self.load_bf16(first))), proven!(_mm512_castps_si512(self.load_bf16(second))));
+        proven!(_mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32::<16>(first), second)))
     }
     #[inline(always)]
     fn unpair(self, pairs: __m512) -> [__m512; 2] {

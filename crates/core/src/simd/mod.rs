@@ -122,8 +122,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
 
     /// Transposes the `N × N` block at the front of `from` (rows `from_step` apart) into rows `into_step` apart,
-    /// multiplied by `factor`.
-    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: f32);
+    /// multiplied by `factor`, or bit by bit: lanes may hold pairs.
+    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: Option<f32>);
 
     /// Writes the sums of four registers to the front of a slice.
     #[inline(always)]
@@ -204,6 +204,15 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         }
         self.load(&lower)
     }
+    /// The first lanes of two slices in pairs, bit by bit.
+    #[inline(always)]
+    fn pair_bf16(self, [first, second]: [&[bf16]; 2]) -> Self::F {
+        let mut pairs = [0.0f32; MOST_LANES];
+        for (to, (first, second)) in pairs.iter_mut().zip(first[..Self::N].iter().zip(&second[..Self::N])) {
+            *to = pair_of(*first, *second);
+        }
+        self.load(&pairs)
+    }
     /// The first and the second of every pair, widened.
     #[inline(always)]
     fn unpair(self, pairs: Self::F) -> [Self::F; 2] {
@@ -245,6 +254,35 @@ const EXPM1_NEAREST: [f32; 6] = [std::f32::consts::LN_2, 0.240_226_5, 0.055_504_
 #[inline(always)]
 pub(crate) fn pair_of(first: bf16, second: bf16) -> f32 {
     f32::from_bits(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
+}
+
+/// Neighbours as pairs, where they stand: not from an odd place in memory on, nor where the first of two is the upper half.
+pub(crate) fn as_pairs(values: &[bf16]) -> Option<&[f32]> {
+    let start = values.as_ptr().cast::<f32>();
+    if !start.is_aligned() || cfg!(target_endian = "big") {
+        return None;
+    }
+    // SAFETY: the start is aligned, half as many values of twice the size lie in the slice, and any bits are an f32.
+    #[allow(unsafe_code)]
+    Some(unsafe { std::slice::from_raw_parts(start, values.len() / 2) })
+}
+
+/// Writes two rows of one length in pairs to the front of `into`; an empty one stands for zeros.
+#[inline(always)]
+pub(crate) fn zip_pairs<S: Lanes>(s: S, [first, second]: [&[bf16]; 2], into: &mut [f32]) {
+    if second.is_empty() {
+        for (to, first) in into.iter_mut().zip(first) {
+            *to = pair_of(*first, bf16::ZERO);
+        }
+        return;
+    }
+    let whole = first.len() / S::N * S::N;
+    for at in (0..whole).step_by(S::N) {
+        s.store(&mut into[at..], s.pair_bf16([&first[at..], &second[at..]]));
+    }
+    for at in whole..first.len() {
+        into[at] = pair_of(first[at], second[at]);
+    }
 }
 
 /// Work that can run on any level.

@@ -199,11 +199,12 @@ impl Lanes for Portable {
         each(|i| if mask[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: f32) {
+    fn transpose(self, from: &[f32], from_step: usize, into: &mut [f32], into_step: usize, factor: Option<f32>) {
         for column in 0..8 {
             let out = &mut into[column * into_step..][..8];
             for (row, x) in out.iter_mut().enumerate() {
-                *x = from[row * from_step + column] * factor;
+                let value = from[row * from_step + column];
+                *x = factor.map_or(value, |factor| value * factor);
             }
         }
     }

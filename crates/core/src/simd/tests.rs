@@ -48,7 +48,7 @@ impl Task for Transposed {
     fn run<S: Lanes, const R: usize>(self, s: S) {
         let from: Vec<f32> = (0..S::N * 20).map(|i| i as f32).collect();
         let mut into = vec![0.0; S::N * 18];
-        s.transpose(&from, 20, &mut into, 18, 2.0);
+        s.transpose(&from, 20, &mut into, 18, Some(2.0));
         for row in 0..S::N {
             for column in 0..S::N {
                 assert_eq!(into[column * 18 + row], 2.0 * from[row * 20 + column]);

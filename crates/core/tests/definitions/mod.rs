@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each suite uses a part")]
 
+use regard_core::Element;
 use regard_core::rows::{Activation, Pairing};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -127,6 +128,10 @@ pub trait Define {
         x
     }
     fn define<R: Real>(&self, x: &[Array<R>]) -> Vec<Array<R>>;
+    /// The plain implementation over this storage type, which holds arrays between its steps, too.
+    fn plain<T: Element>(&self, x: &[Array<f32>]) -> Vec<Array<f32>> {
+        self.define(x)
+    }
 }
 
 fn half<R: Real>() -> R {
@@ -485,18 +490,28 @@ impl Define for Linear {
     }
 }
 
-impl Define for LinearBack {
-    fn name(&self) -> String {
-        format!("{} backward", self.0.name())
-    }
-    fn define<R: Real>(&self, x: &[Array<R>]) -> Vec<Array<R>> {
+impl LinearBack {
+    /// With dz as `held` between the steps.
+    fn steps<R: Real>(&self, x: &[Array<R>], held: impl Fn(R) -> R) -> Vec<Array<R>> {
         let [from, weight, dy, z] = [0, 1, 2, 3].map(|i| &x[i]);
         let ([rows, inputs], outputs) = (from.shape, self.0.outputs);
-        let dz = Array::each(dy.shape, |r, o| slope(self.0.activation, z.at(r, o)) * dy.at(r, o));
+        let dz = Array::each(dy.shape, |r, o| held(slope(self.0.activation, z.at(r, o)) * dy.at(r, o)));
         vec![
             Array::sums(from.shape, |r, i| (0..outputs).map(|o| dz.at(r, o) * weight.at(o, i)).collect::<Vec<_>>()),
             Array::sums([outputs, inputs], |o, i| (0..rows).map(|r| dz.at(r, o) * from.at(r, i)).collect::<Vec<_>>()),
             Array::sums([1, outputs], |_, o| (0..rows).map(|r| dz.at(r, o)).collect::<Vec<_>>()),
         ]
+    }
+}
+
+impl Define for LinearBack {
+    fn name(&self) -> String {
+        format!("{} backward", self.0.name())
+    }
+    fn define<R: Real>(&self, x: &[Array<R>]) -> Vec<Array<R>> {
+        self.steps(x, |dz| dz)
+    }
+    fn plain<T: Element>(&self, x: &[Array<f32>]) -> Vec<Array<f32>> {
+        self.steps(x, |dz| T::from_f32(dz).to_f32())
     }
 }
