@@ -32,8 +32,6 @@ const JOBS: usize = 16;
 const SHARE: usize = 3;
 /// Steps of k at most: a panel of B then takes 32 KB.
 const STEPS: usize = 512;
-/// Values of a copy of columns of A at most, beside which panels of B stay in a cache of 1 MB.
-const COLUMNS: usize = 128 * 1024;
 /// Steps of k that a part has at least.
 const PART: usize = 384;
 /// Registers in a row of the tile.
@@ -241,8 +239,7 @@ impl<A: Operand, B: Operand<Form = A::Form>, F: Finish> Blocks<'_, A, B, F> {
     fn block<S: Lanes, const R: usize>(&self, s: S, (block, part): (&Block, Range<usize>), scratch: &mut Scratch) {
         let (panel, m) = (C * S::N, block.rows.len().next_multiple_of(R));
         let part = part.start / A::Form::PER_LANE..A::Form::rows(part.end);
-        let most = if self.a.is_read_across() { STEPS.min(COLUMNS / m.max(1)) } else { STEPS };
-        let size = part.len().div_ceil(part.len().div_ceil(most).max(1)).max(1);
+        let size = part.len().div_ceil(part.len().div_ceil(STEPS).max(1)).max(1);
         // All of C is kept only where there are further steps to add; else one strip.
         let strips = if size < part.len() { block.columns.len().div_ceil(panel) } else { 1 };
         let (c, mut open) = (scratch.c.take(strips * m * panel), self.finish.open(block));

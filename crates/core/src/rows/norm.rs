@@ -52,19 +52,22 @@ impl<'a, T: Element> Norm<'a, T> {
     /// μ and r of a row.
     #[inline(always)]
     fn moments<S: Lanes>(&self, s: S, row: &[T]) -> [f32; 2] {
-        let width = row.len() as f32;
-        let mean = if self.centred { total(s, row) / width } else { 0.0 };
+        let mean = if self.centred { total(s, row) / row.len() as f32 } else { 0.0 };
         let middle = s.splat(mean);
-        let mut sums = [s.zero(); 4];
-        registers(s, row, mean, |c, x| {
+        let mut squares = [s.zero(); 4];
+        registers(s, [row], [mean], |c, [x]| {
             let x = s.sub(x, middle);
-            sums[c] = s.mul_add(x, x, sums[c]);
+            squares[c] = s.mul_add(x, x, squares[c]);
         });
-        // Lanes past the end were filled with the mean rounded to the storage type; take their squares out again.
-        let spare = row.len().next_multiple_of(S::N) - row.len();
+        [mean, self.inverse(mean, all(s, squares), (row.len(), S::N))]
+    }
+
+    /// r from the squares of a row in registers of so many lanes, the lanes past its end filled with the mean in the storage type.
+    #[inline(always)]
+    fn inverse(&self, mean: f32, squares: f32, (width, lanes): (usize, usize)) -> f32 {
+        let spare = width.next_multiple_of(lanes) - width;
         let off = T::from_f32(mean).to_f32() - mean;
-        let square = all(s, sums) - spare as f32 * off * off;
-        [mean, 1.0 / (square / width + self.epsilon).sqrt()]
+        1.0 / ((squares - spare as f32 * off * off) / width as f32 + self.epsilon).sqrt()
     }
 
     /// `x̂` of the lanes from `at` on.
@@ -107,7 +110,7 @@ fn scale_registers<S: Lanes, T: Element>(s: S, (x, [mean, inverse]): (&[T], [f32
 #[inline(always)]
 fn total<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
     let mut sums = [s.zero(); 4];
-    registers(s, row, 0.0, |c, x| sums[c] = s.add(sums[c], x));
+    registers(s, [row], [0.0], |c, [x]| sums[c] = s.add(sums[c], x));
     all(s, sums)
 }
 
@@ -266,16 +269,13 @@ impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut Claim<'_, f32>) {
         let x = next_row(s, self.x, row);
-        let (dy, weight, dx) = (&next_row(s, self.dy, row)[..x.len()], &self.norm.weight[..x.len()], &mut dx[..x.len()]);
-        let (width, moments) = (x.len() as f32, self.norm.moments(s, x));
-        let slope = Slope { unit: [s.splat(moments[0]), s.splat(moments[1])], means: [s.zero(); 2] };
+        let from = [x, &next_row(s, self.dy, row)[..x.len()], &self.norm.weight[..x.len()]];
+        let slope = Slope::new(s, self.norm, from);
         let (dweight, dbias) = sums.row(0).split_at_mut(x.len());
-        let [plain, along] = slope.sums(s, [x, dy, weight], [dweight, &mut dbias[..x.len()]]);
-        let plain = if self.norm.centred { s.sum(plain) / width } else { 0.0 };
-        let slope = Slope { means: [s.splat(plain), s.splat(s.sum(along) / width)], ..slope };
+        let into = ([dweight, &mut dbias[..x.len()]], &mut dx[..x.len()]);
         match &self.dsum {
-            Some(dsum) => slope.added(s, [x, dy, weight, &next_row(s, dsum, row)[..x.len()]], dx),
-            None => slope.alone(s, [x, dy, weight], dx),
+            Some(dsum) => slope.go(s, (from, &next_row(s, dsum, row)[..x.len()]), into),
+            None => slope.go(s, (from, &[]), into),
         }
     }
 }
@@ -291,64 +291,65 @@ struct Slope<F> {
 }
 
 impl<F: Copy> Slope<F> {
+    /// Of a row x, dy, w: sums that need nothing, sums around the mean, and nothing that waits for the deviation.
     #[inline(always)]
-    fn unit<S: Lanes<F = F>>(&self, s: S, x: F) -> F {
-        s.mul(s.sub(x, self.unit[0]), self.unit[1])
+    fn new<S: Lanes<F = F>, T: Element>(s: S, norm: &Norm<'_, T>, from: [&[T]; 3]) -> Self {
+        let width = from[0].len() as f32;
+        let [mut mean, mut plain] = [0.0; 2];
+        if norm.centred {
+            let [mut totals, mut plains] = [[s.zero(); 4]; 2];
+            registers(s, from, [0.0; 3], |c, [x, dy, weight]| {
+                totals[c] = s.add(totals[c], x);
+                plains[c] = s.mul_add(dy, weight, plains[c]);
+            });
+            [mean, plain] = [all(s, totals) / width, all(s, plains) / width];
+        }
+        let (middle, [mut squares, mut alongs]) = (s.splat(mean), [[s.zero(); 4]; 2]);
+        registers(s, from, [mean, 0.0, 0.0], |c, [x, dy, weight]| {
+            let x = s.sub(x, middle);
+            squares[c] = s.mul_add(x, x, squares[c]);
+            alongs[c] = s.mul_add(s.mul(dy, weight), x, alongs[c]);
+        });
+        let inverse = norm.inverse(mean, all(s, squares), (from[0].len(), S::N));
+        let along = all(s, alongs) * inverse / width;
+        Slope { unit: [middle, s.splat(inverse)], means: [s.splat(plain), s.splat(along)] }
     }
 
-    /// Sums of `w dy` and `w dy x̂` over the row; adds `dy x̂` and `dy` to the sums over rows.
+    /// dx of some lanes, and the sums over rows of `dy x̂` and `dy` with this row's added.
     #[inline(always)]
-    fn sums<S: Lanes<F = F>, T: Element>(&self, s: S, [x, dy, weight]: [&[T]; 3], [dweight, dbias]: [&mut [f32]; 2]) -> [F; 2] {
-        let mut sums = [s.zero(); 2];
-        let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(weight.chunks_exact(S::N));
-        for (((x, dy), weight), (dw, db)) in from.zip(dweight.chunks_exact_mut(S::N).zip(dbias.chunks_exact_mut(S::N))) {
-            let (unit, dy) = (self.unit(s, T::load(s, x)), T::load(s, dy));
-            let g = s.mul(dy, T::load(s, weight));
-            sums = [s.add(sums[0], g), s.mul_add(g, unit, sums[1])];
-            s.store(dw, s.mul_add(dy, unit, s.load(dw)));
-            s.store(db, s.add(dy, s.load(db)));
-        }
-        let at = x.len() / S::N * S::N;
-        if at < x.len() {
-            let (unit, dy) = (self.unit(s, load(s, x, at, 0.0)), load(s, dy, at, 0.0));
-            let g = s.mul(dy, load(s, weight, at, 0.0));
-            sums = [s.add(sums[0], g), s.mul_add(g, unit, sums[1])];
-            store(s, dweight, at, s.mul_add(dy, unit, load(s, dweight, at, 0.0)));
-            store(s, dbias, at, s.add(dy, load(s, dbias, at, 0.0)));
-        }
-        sums
-    }
-
-    /// dx of some lanes.
-    #[inline(always)]
-    fn dx<S: Lanes<F = F>>(&self, s: S, [x, dy, weight, dsum]: [F; 4]) -> F {
+    fn lanes<S: Lanes<F = F>>(&self, s: S, [x, dy, weight, dsum]: [F; 4], [dweight, dbias]: [F; 2]) -> (F, [F; 2]) {
+        let unit = s.mul(s.sub(x, self.unit[0]), self.unit[1]);
         let g = s.sub(s.mul(dy, weight), self.means[0]);
-        s.mul_add(s.mul_sub(self.unit(s, x), self.means[1], g), self.unit[1], dsum)
+        let dx = s.mul_add(s.mul_sub(unit, self.means[1], g), self.unit[1], dsum);
+        (dx, [s.mul_add(dy, unit, dweight), s.add(dy, dbias)])
     }
 
+    /// A row; an empty dsum is none.
     #[inline(always)]
-    fn alone<S: Lanes<F = F>, T: Element>(&self, s: S, [x, dy, weight]: [&[T]; 3], dx: &mut [T]) {
+    fn go<S: Lanes<F = F>, T: Element>(
+        &self,
+        s: S,
+        ([x, dy, weight], dsum): ([&[T]; 3], &[T]),
+        ([dweight, dbias], dx): ([&mut [f32]; 2], &mut [T]),
+    ) {
         let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(weight.chunks_exact(S::N));
-        for (((x, dy), weight), dx) in from.zip(dx.chunks_exact_mut(S::N)) {
-            T::store(s, dx, self.dx(s, [T::load(s, x), T::load(s, dy), T::load(s, weight), s.zero()]));
+        let sums = dweight.chunks_exact_mut(S::N).zip(dbias.chunks_exact_mut(S::N));
+        for (i, ((((x, dy), weight), (dw, db)), dx)) in from.zip(sums).zip(dx.chunks_exact_mut(S::N)).enumerate() {
+            let more = if dsum.is_empty() { s.zero() } else { T::load(s, &dsum[i * S::N..]) };
+            let from = [T::load(s, x), T::load(s, dy), T::load(s, weight), more];
+            let (value, sums) = self.lanes(s, from, [s.load(dw), s.load(db)]);
+            s.store(dw, sums[0]);
+            s.store(db, sums[1]);
+            T::store(s, dx, value);
         }
         let at = x.len() / S::N * S::N;
         if at < x.len() {
-            let from = [load(s, x, at, 0.0), load(s, dy, at, 0.0), load(s, weight, at, 0.0), s.zero()];
-            store(s, dx, at, self.dx(s, from));
-        }
-    }
-
-    #[inline(always)]
-    fn added<S: Lanes<F = F>, T: Element>(&self, s: S, [x, dy, weight, dsum]: [&[T]; 4], dx: &mut [T]) {
-        let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(weight.chunks_exact(S::N).zip(dsum.chunks_exact(S::N)));
-        for (((x, dy), (weight, dsum)), dx) in from.zip(dx.chunks_exact_mut(S::N)) {
-            T::store(s, dx, self.dx(s, [T::load(s, x), T::load(s, dy), T::load(s, weight), T::load(s, dsum)]));
-        }
-        let at = x.len() / S::N * S::N;
-        if at < x.len() {
-            let from = [load(s, x, at, 0.0), load(s, dy, at, 0.0), load(s, weight, at, 0.0), load(s, dsum, at, 0.0)];
-            store(s, dx, at, self.dx(s, from));
+            let more = if dsum.is_empty() { s.zero() } else { load(s, dsum, at, 0.0) };
+            let from = [load(s, x, at, 0.0), load(s, dy, at, 0.0), load(s, weight, at, 0.0), more];
+            let (value, sums) = self.lanes(s, from, [load(s, dweight, at, 0.0), load(s, dbias, at, 0.0)]);
+            store(s, dweight, at, sums[0]);
+            store(s, dbias, at, sums[1]);
+            store(s, dx, at, value);
         }
     }
 }

@@ -15,9 +15,6 @@ pub(super) trait Operand: Sync {
     /// What a lane holds.
     type Form: Form;
 
-    /// Whether columns of A are copied.
-    fn is_read_across(&self) -> bool;
-
     /// A part of A, rows by steps, as tiles broadcast it: `count` rows, those beyond the part anything.
     fn broadcast<'a, S: Lanes>(&'a self, s: S, part: [Range<usize>; 2], count: usize, scratch: &'a mut Aligned<f32>) -> Side<'a>;
 
@@ -34,10 +31,6 @@ pub(super) enum Side<'a> {
 
 impl<T: Element> Operand for Matrix<'_, T> {
     type Form = Singles;
-
-    fn is_read_across(&self) -> bool {
-        self.strides()[0] == 1
-    }
 
     #[inline(always)]
     fn broadcast<'a, S: Lanes>(&'a self, s: S, part: [Range<usize>; 2], count: usize, scratch: &'a mut Aligned<f32>) -> Side<'a> {
@@ -76,10 +69,6 @@ impl<'a> Paired<'a> {
 
 impl Operand for Paired<'_> {
     type Form = Pairs;
-
-    fn is_read_across(&self) -> bool {
-        self.lanes.is_none() && self.has_rows()
-    }
 
     #[inline(always)]
     fn broadcast<'a, S: Lanes>(&'a self, s: S, [rows, steps]: [Range<usize>; 2], count: usize, scratch: &'a mut Aligned<f32>) -> Side<'a> {

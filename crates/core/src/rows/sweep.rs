@@ -111,20 +111,36 @@ fn write_part<T: Element>(row: &mut [T], part: &[T; MOST_LANES]) {
     row.copy_from_slice(&part[..row.len()]);
 }
 
-/// Shows every register of a row, the last one filled up, with a number below 4 that counts them: for four sums in flight.
+/// Shows every register of some rows, the last ones filled up, with a number below 4 that counts them: for four sums in flight.
 #[inline(always)]
-pub(super) fn registers<S: Lanes, T: Element>(s: S, row: &[T], fill: f32, mut show: impl FnMut(usize, S::F)) {
-    let mut groups = row.chunks_exact(4 * S::N);
-    for group in &mut groups {
+pub(super) fn registers<S: Lanes, T: Element, const I: usize>(
+    s: S,
+    rows: [&[T]; I],
+    fill: [f32; I],
+    mut show: impl FnMut(usize, [S::F; I]),
+) {
+    let length = rows[0].len();
+    let rows = rows.map(|row| &row[..length]);
+    let whole = length / (4 * S::N) * (4 * S::N);
+    for at in (0..whole).step_by(4 * S::N) {
+        let groups = rows.map(|row| &row[at..at + 4 * S::N]);
         for c in 0..4 {
-            show(c, T::load(s, &group[c * S::N..]));
+            let mut x = [s.zero(); I];
+            for (x, group) in x.iter_mut().zip(groups) {
+                *x = T::load(s, &group[c * S::N..]);
+            }
+            show(c, x);
         }
     }
     // Of a number of rounds that the compiler knows, so that what the numbers count stays in registers.
-    let rest = groups.remainder();
     for c in 0..4 {
-        if c * S::N < rest.len() {
-            show(c, load(s, rest, c * S::N, fill));
+        let at = whole + c * S::N;
+        if at < length {
+            let mut x = [s.zero(); I];
+            for ((x, row), fill) in x.iter_mut().zip(rows).zip(fill) {
+                *x = load(s, row, at, fill);
+            }
+            show(c, x);
         }
     }
 }
