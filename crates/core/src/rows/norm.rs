@@ -9,7 +9,7 @@
 //! alike (RMS norm without `mean g`); `dw = Σ dy x̂`, `db = Σ dy`, summed over fixed blocks of rows, then over blocks in order.
 
 use super::matrix::{Matrix, MatrixMut, check_length};
-use super::sweep::{Sweep, blocks, load, next_row, pieces, registers, store, sweep};
+use super::sweep::{Sweep, blocks, load, next_row, pieces, registers, registers_of, store, sweep};
 use crate::simd::{Aligned, Lanes};
 use crate::view::{Claim, DisjointRows, Element, StridedMut};
 use crate::{Error, Par};
@@ -55,7 +55,7 @@ impl<'a, T: Element> Norm<'a, T> {
         let mean = if self.centred { total(s, row) / row.len() as f32 } else { 0.0 };
         let middle = s.splat(mean);
         let mut squares = [s.zero(); 4];
-        registers(s, [row], [mean], |c, [x]| {
+        registers(s, row, mean, |c, x| {
             let x = s.sub(x, middle);
             squares[c] = s.mul_add(x, x, squares[c]);
         });
@@ -110,7 +110,7 @@ fn scale_registers<S: Lanes, T: Element>(s: S, (x, [mean, inverse]): (&[T], [f32
 #[inline(always)]
 fn total<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
     let mut sums = [s.zero(); 4];
-    registers(s, [row], [0.0], |c, [x]| sums[c] = s.add(sums[c], x));
+    registers(s, row, 0.0, |c, x| sums[c] = s.add(sums[c], x));
     all(s, sums)
 }
 
@@ -298,14 +298,14 @@ impl<F: Copy> Slope<F> {
         let [mut mean, mut plain] = [0.0; 2];
         if norm.centred {
             let [mut totals, mut plains] = [[s.zero(); 4]; 2];
-            registers(s, from, [0.0; 3], |c, [x, dy, weight]| {
+            registers_of(s, from, [0.0; 3], |c, [x, dy, weight]| {
                 totals[c] = s.add(totals[c], x);
                 plains[c] = s.mul_add(dy, weight, plains[c]);
             });
             [mean, plain] = [all(s, totals) / width, all(s, plains) / width];
         }
         let (middle, [mut squares, mut alongs]) = (s.splat(mean), [[s.zero(); 4]; 2]);
-        registers(s, from, [mean, 0.0, 0.0], |c, [x, dy, weight]| {
+        registers_of(s, from, [mean, 0.0, 0.0], |c, [x, dy, weight]| {
             let x = s.sub(x, middle);
             squares[c] = s.mul_add(x, x, squares[c]);
             alongs[c] = s.mul_add(s.mul(dy, weight), x, alongs[c]);

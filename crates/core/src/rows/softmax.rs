@@ -75,7 +75,7 @@ fn pull_back<T: Element, const LOG: bool>(
 #[inline(always)]
 pub(super) fn largest<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
     let mut most = [s.splat(f32::NEG_INFINITY); 4];
-    registers(s, [row], [f32::NEG_INFINITY], |c, [x]| most[c] = s.max(most[c], x));
+    registers(s, row, f32::NEG_INFINITY, |c, x| most[c] = s.max(most[c], x));
     s.largest(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])))
 }
 

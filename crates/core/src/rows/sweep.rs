@@ -111,9 +111,27 @@ fn write_part<T: Element>(row: &mut [T], part: &[T; MOST_LANES]) {
     row.copy_from_slice(&part[..row.len()]);
 }
 
-/// Shows every register of some rows, the last ones filled up, with a number below 4 that counts them: for four sums in flight.
+/// Shows every register of a row, the last one filled up, with a number below 4 that counts them: for four sums in flight.
 #[inline(always)]
-pub(super) fn registers<S: Lanes, T: Element, const I: usize>(
+pub(super) fn registers<S: Lanes, T: Element>(s: S, row: &[T], fill: f32, mut show: impl FnMut(usize, S::F)) {
+    let mut groups = row.chunks_exact(4 * S::N);
+    for group in &mut groups {
+        for c in 0..4 {
+            show(c, T::load(s, &group[c * S::N..]));
+        }
+    }
+    // Of a number of rounds that the compiler knows, so that what the numbers count stays in registers.
+    let rest = groups.remainder();
+    for c in 0..4 {
+        if c * S::N < rest.len() {
+            show(c, load(s, rest, c * S::N, fill));
+        }
+    }
+}
+
+/// The same of rows beside each other. Of one row its sums would be kept in memory: 0.44 ms in place of 0.23 for a norm of 4096 rows of 384.
+#[inline(always)]
+pub(super) fn registers_of<S: Lanes, T: Element, const I: usize>(
     s: S,
     rows: [&[T]; I],
     fill: [f32; I],
@@ -132,7 +150,6 @@ pub(super) fn registers<S: Lanes, T: Element, const I: usize>(
             show(c, x);
         }
     }
-    // Of a number of rounds that the compiler knows, so that what the numbers count stays in registers.
     for c in 0..4 {
         let at = whole + c * S::N;
         if at < length {
