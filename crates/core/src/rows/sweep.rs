@@ -129,7 +129,7 @@ pub(super) fn registers<S: Lanes, T: Element>(s: S, row: &[T], fill: f32, mut sh
     }
 }
 
-/// The same of rows beside each other. Of one row its sums would be kept in memory: 0.44 ms in place of 0.23 for a norm of 4096 rows of 384.
+/// The same of rows beside each other. For one row alone the compiler would keep its sums in memory, and a norm takes half as long again.
 #[inline(always)]
 pub(super) fn registers_of<S: Lanes, T: Element, const I: usize>(
     s: S,
