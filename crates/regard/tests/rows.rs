@@ -1,10 +1,10 @@
-//! Row operations: the fused kernels of Burn's CPU device in f32, bf16 and f16, and with the feature `wgpu` the tensor operations of
-//! a GPU in f32, against tensor operations in f64; values and every gradient, on views as they come.
+//! Row operations: the fused kernels of Burn's CPU device in f32, bf16 and f16, and with a GPU's feature (`wgpu`, `cuda`) tensor
+//! operations there in f32, against tensor operations in f64; values and every gradient, on views as they come.
 
 mod common;
 
 use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
-use common::{Random, tensor, values};
+use common::{Random, gpus, tensor, values};
 use regard::Tally;
 use regard::rows::{self, Activation, Labels, Pairing, Rotary, Scaling, Turns};
 use regard_core::oracle::Storage;
@@ -39,7 +39,7 @@ impl Place {
     fn all() -> Vec<Place> {
         let types = [(Storage::F32, DType::F32), (Storage::Bf16, DType::BF16), (Storage::F16, DType::F16)];
         let mut places: Vec<Place> = types.map(|(storage, dtype)| Place::flex(storage, dtype)).into();
-        places.extend(gpu());
+        places.extend(gpus().into_iter().map(|device| Place { device, storage: Storage::F32, dtype: DType::F32, fused: false }));
         places
     }
 
@@ -47,16 +47,6 @@ impl Place {
     fn defined(&self) -> Self {
         Place::flex(self.storage, DType::F64)
     }
-}
-
-#[cfg(feature = "wgpu")]
-fn gpu() -> Option<Place> {
-    Some(Place { device: Device::wgpu(Default::default()).autodiff(), storage: Storage::F32, dtype: DType::F32, fused: false })
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn gpu() -> Option<Place> {
-    None
 }
 
 /// The tensors of an operation, tracked: some of rows, some vectors and matrices.

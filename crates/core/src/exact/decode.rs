@@ -11,7 +11,7 @@ use super::dropout::Mask;
 use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
-use crate::simd::{Aligned, LINE, Lanes, MOST_LANES, Task, dispatch};
+use crate::simd::{Aligned, LINE, Lanes, MOST_LANES, Task, asks_early, dispatch};
 use crate::view::{DisjointRows, Element, Strided, StridedMut, View};
 use crate::{Par, Problem};
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ use std::ops::Range;
 const PART: usize = 2048;
 /// Keys between two updates of the maximum.
 const STRIP: usize = 32;
-/// Rows between a load and the prefetch issued beside it.
+/// Rows between what is read and what is asked for, where the processor wants that long before.
 const AHEAD: usize = 16;
 /// Query rows that share a read of K and V.
 const SHARE: usize = 4;
@@ -392,22 +392,21 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
 ) {
     let width = k.shape()[3];
     let padded = width.next_multiple_of(S::N);
-    if are_whole::<S, T>(k)
-        && let Some((rows, stride)) = k.rows(b, g, strip.clone())
-    {
+    if let Some(rows) = WholeRows::of(s, k, [b, g], &strip) {
         let mut slot = 0;
         while slot + 4 <= strip.len() {
-            let sums = dots::<S, T, Q, 4>(s, (&rows[slot * stride..], stride), (q, width));
+            let sums = dots_of_four::<S, T, Q>(s, &rows, slot, q);
             for (i, sums) in sums.into_iter().enumerate() {
                 s.sum_four(sums, &mut logits[i][slot..]);
             }
             slot += 4;
         }
-        for slot in slot..strip.len() {
-            let sums = dots::<S, T, Q, 1>(s, (&rows[slot * stride..], stride), (q, width));
+        while slot < strip.len() {
+            let sums = dots::<S, T, Q, 1>(s, &rows, slot, q);
             for (i, [sum]) in sums.into_iter().enumerate() {
                 logits[i][slot] = s.sum(sum);
             }
+            slot += 1;
         }
         return;
     }
@@ -424,14 +423,58 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
     }
 }
 
-/// Lane by lane, what `q·k` of `Q` rows with `K` keys comes to.
+/// Rows of a cache that are loaded where they stand.
+struct WholeRows<'a, T> {
+    values: &'a [T],
+    stride: usize,
+    width: usize,
+    /// Rows between what is read and what is asked for.
+    ahead: usize,
+}
+
+impl<'a, T: Element> WholeRows<'a, T> {
+    #[inline(always)]
+    fn of<S: Lanes>(_: S, rows: &Strided<'a, T>, [b, g]: [usize; 2], strip: &Range<usize>) -> Option<Self> {
+        if !are_whole::<S, T>(rows) {
+            return None;
+        }
+        let (values, stride) = rows.rows(b, g, strip.clone())?;
+        Some(WholeRows { values, stride, width: rows.shape()[3], ahead: if asks_early() { AHEAD } else { 0 } })
+    }
+
+    /// Asks for `count` rows from end to end, before they are read in any other order.
+    #[inline(always)]
+    fn ask<S: Lanes>(&self, s: S, first: usize, count: usize) {
+        for row in first + self.ahead..first + self.ahead + count {
+            let row = self.values.as_ptr().wrapping_add(row * self.stride);
+            for at in (0..self.width).step_by(LINE * size_of::<f32>() / size_of::<T>()) {
+                s.prefetch(row.wrapping_add(at));
+            }
+        }
+    }
+}
+
+/// [`dots`] with four keys, of which no more than a kilobyte is asked for at once: Zen 4 reads more slowly what is asked for in larger lots.
 #[inline(always)]
-fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(
-    s: S,
-    (rows, stride): (&[T], usize),
-    (q, width): (&[f32], usize),
-) -> [[S::F; K]; Q] {
+fn dots_of_four<S: Lanes, T: Element, const Q: usize>(s: S, rows: &WholeRows<'_, T>, slot: usize, q: &[f32]) -> [[S::F; 4]; Q] {
+    if 4 * rows.width * size_of::<T>() <= 1024 {
+        return dots::<S, T, Q, 4>(s, rows, slot, q);
+    }
+    let (lower, upper) = (dots::<S, T, Q, 2>(s, rows, slot, q), dots::<S, T, Q, 2>(s, rows, slot + 2, q));
+    let mut all = [[s.zero(); 4]; Q];
+    for (all, (lower, upper)) in all.iter_mut().zip(lower.into_iter().zip(upper)) {
+        *all = [lower[0], lower[1], upper[0], upper[1]];
+    }
+    all
+}
+
+/// Lane by lane, what `q·k` of `Q` rows with `K` keys from `slot` on comes to.
+#[inline(always)]
+fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(s: S, rows: &WholeRows<'_, T>, slot: usize, q: &[f32]) -> [[S::F; K]; Q] {
+    let WholeRows { values, stride, width, .. } = *rows;
+    let values = &values[slot * stride..];
     let mut sums = [[s.zero(); K]; Q];
+    rows.ask(s, slot, K);
     let twos = width / (2 * S::N) * 2 * S::N;
     for d in (0..twos).step_by(2 * S::N) {
         let mut queries = [[s.zero(); 2]; Q];
@@ -439,8 +482,7 @@ fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(
             *both = [s.load(&q[i * width + d..]), s.load(&q[i * width + d + S::N..])];
         }
         for key in 0..K {
-            ask_ahead(s, rows, stride, key * stride + d);
-            let [lower, upper] = T::load_two(s, &rows[key * stride + d..]);
+            let [lower, upper] = T::load_two(s, &values[key * stride + d..]);
             for (sums, q) in sums.iter_mut().zip(queries) {
                 sums[key] = s.mul_add(q[1], upper, s.mul_add(q[0], lower, sums[key]));
             }
@@ -448,22 +490,13 @@ fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(
     }
     if twos < width {
         for key in 0..K {
-            let last = T::load(s, &rows[key * stride + twos..]);
+            let last = T::load(s, &values[key * stride + twos..]);
             for (i, sums) in sums.iter_mut().enumerate() {
                 sums[key] = s.mul_add(s.load(&q[i * width + twos..]), last, sums[key]);
             }
         }
     }
     sums
-}
-
-/// Asks for what two registers will be filled with [`AHEAD`] rows later.
-#[inline(always)]
-fn ask_ahead<S: Lanes, T>(s: S, rows: &[T], stride: usize, at: usize) {
-    let size = 2 * S::N * size_of::<T>();
-    for line in (0..size).step_by(LINE * size_of::<f32>()) {
-        s.prefetch(rows.as_ptr().wrapping_add(AHEAD * stride + at + line / size_of::<T>()));
-    }
 }
 
 /// Turns the first `count` logits of one row into weights relative to its running maximum; the others are -inf.
@@ -514,20 +547,18 @@ fn gather<S: Lanes, T: Element, const Q: usize>(
 ) {
     let width = v.shape()[3];
     let padded = width.next_multiple_of(S::N);
-    if are_whole::<S, T>(v)
-        && let Some((rows, stride)) = v.rows(b, g, strip.clone())
-    {
+    if let Some(rows) = WholeRows::of(s, v, [b, g], &strip) {
         let mut d = 0;
         while d + 4 * S::N <= width {
-            gather_columns::<S, T, Q, 4>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
+            gather_columns::<S, T, Q, 4>(s, &rows, d, (weights, strip.len()), (o, padded));
             d += 4 * S::N;
         }
         if d + 2 * S::N <= width {
-            gather_columns::<S, T, Q, 2>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
+            gather_columns::<S, T, Q, 2>(s, &rows, d, (weights, strip.len()), (o, padded));
             d += 2 * S::N;
         }
         if d < width {
-            gather_columns::<S, T, Q, 1>(s, (&rows[d..], stride), weights, strip.len(), (&mut o[d..], padded));
+            gather_columns::<S, T, Q, 1>(s, &rows, d, (weights, strip.len()), (o, padded));
         }
         return;
     }
@@ -570,25 +601,28 @@ fn gather_guarded<S: Lanes, T: Element>(
     }
 }
 
-/// The same of `C` registers of columns.
+/// The same of `C` registers of columns from `d` on.
 #[inline(always)]
 fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
     s: S,
-    (rows, stride): (&[T], usize),
-    weights: &[[f32; STRIP]; SHARE],
-    count: usize,
+    rows: &WholeRows<'_, T>,
+    d: usize,
+    (weights, count): (&[[f32; STRIP]; SHARE], usize),
     (o, padded): (&mut [f32], usize),
 ) {
     let mut sums = [[s.zero(); C]; Q];
     for (i, sums) in sums.iter_mut().enumerate() {
         for (c, sum) in sums.iter_mut().enumerate() {
-            *sum = s.load(&o[i * padded + c * S::N..]);
+            *sum = s.load(&o[i * padded + d + c * S::N..]);
         }
     }
-    for slot in 0..count {
-        let row = &rows[slot * stride..];
+    let mut slot = 0;
+    while slot < count {
+        if d == 0 {
+            rows.ask(s, slot, 1);
+        }
+        let row = &rows.values[slot * rows.stride + d..];
         for c in (0..C).step_by(2) {
-            ask_ahead(s, row, stride, c * S::N);
             let x = if C == 1 { [T::load(s, row), s.zero()] } else { T::load_two(s, &row[c * S::N..]) };
             for (i, sums) in sums.iter_mut().enumerate() {
                 let weight = s.splat(weights[i][slot]);
@@ -598,10 +632,11 @@ fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
                 }
             }
         }
+        slot += 1;
     }
     for (i, sums) in sums.into_iter().enumerate() {
         for (c, sum) in sums.into_iter().enumerate() {
-            s.store(&mut o[i * padded + c * S::N..], sum);
+            s.store(&mut o[i * padded + d + c * S::N..], sum);
         }
     }
 }

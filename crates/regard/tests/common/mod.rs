@@ -19,6 +19,18 @@ pub fn seeded(device: &Device, seed: u64) -> MutexGuard<'static, ()> {
     alone
 }
 
+/// Burn's devices on GPUs, as many as there are features for.
+pub fn gpus() -> Vec<Device> {
+    vec![
+        #[cfg(feature = "wgpu")]
+        Device::wgpu(Default::default()).autodiff(),
+        #[cfg(feature = "vulkan")]
+        Device::vulkan(Default::default()).autodiff(),
+        #[cfg(feature = "cuda")]
+        Device::cuda(0).autodiff(),
+    ]
+}
+
 /// A small generator with a printed seed.
 #[derive(Debug, Clone)]
 pub struct Random(u64);

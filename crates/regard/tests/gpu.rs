@@ -1,36 +1,34 @@
-//! Attention on a GPU through wgpu, in f32: tensor operations in blocks, against the definition. Mesa's software Vulkan
-//! (Debian: mesa-vulkan-drivers) is enough.
-#![cfg(feature = "wgpu")]
+//! Attention on a GPU, in f32: tensor operations in blocks, against the definition. Mesa's software Vulkan (Debian:
+//! mesa-vulkan-drivers) is enough for the features `wgpu` and `vulkan`; `cuda` takes a real one.
+#![cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
 
 mod common;
 
 use burn::tensor::{DType, Device, Tensor};
 use common::learned::{Case, compare};
-use common::{Layout, Random, draws, values};
+use common::{Layout, Random, draws, gpus, values};
 use regard::reduce::received_score;
 use regard::{Attention, Tally, attention};
 use regard_core::oracle::Storage;
 
-fn device() -> Device {
-    Device::wgpu(Default::default()).autodiff()
-}
-
 #[test]
 fn values_and_gradients_keep_the_budget() {
-    draws(1..121, &[Storage::F32], |case, judge| {
-        let layout = Layout::ALL[case.seed as usize % 4];
-        let before = Tally::read();
-        let outcome = case.on(&device(), layout).run();
-        assert_eq!((Tally::read() - before).composed, 1);
-        judge.check(&outcome, &format!("wgpu, {layout:?}"))
-    });
+    for device in gpus() {
+        draws(1..121, &[Storage::F32], |case, judge| {
+            let layout = Layout::ALL[case.seed as usize % 4];
+            let before = Tally::read();
+            let outcome = case.on(&device, layout).run();
+            assert_eq!((Tally::read() - before).composed, 1);
+            judge.check(&outcome, &format!("{device:?}, {layout:?}"))
+        });
+    }
 }
 
 /// Choices are made on the host from what is read back; everything else runs here, against the same operations in f64 on the CPU.
 #[test]
 fn mechanisms_that_choose_keep_the_budget() {
-    for case in Case::all() {
-        compare(&case, 1..5, |draw| draw.run(&device(), DType::F32, false));
+    for (case, device) in Case::all().iter().flat_map(|case| gpus().into_iter().map(move |device| (case, device))) {
+        compare(case, 1..5, |draw| draw.run(&device, DType::F32, false));
     }
 }
 
@@ -39,7 +37,20 @@ fn mechanisms_that_choose_keep_the_budget() {
 fn mechanisms_whose_time_grows_with_length_give_what_kernels_give() {
     for (at, how) in common::factored::everything().into_iter().enumerate() {
         let draw = common::factored::Draw::new(at as u64);
-        draw.check(&draw.run(&device(), &how), &draw.run(&Device::flex().autodiff(), &how), &format!("{at}: {how:?}"));
+        let expected = draw.run(&Device::flex().autodiff(), &how);
+        for device in gpus() {
+            draw.check(&draw.run(&device, &how), &expected, &format!("{at}: {how:?}, {device:?}"));
+        }
+    }
+}
+
+/// What a GPU gives is what the CPU gives.
+fn agree_with_the_kernels(run: impl Fn(&Device) -> [Vec<f64>; 3]) {
+    let expected = run(&Device::flex().autodiff());
+    for device in gpus() {
+        for (x, y) in run(&device).iter().flatten().zip(expected.iter().flatten()) {
+            assert!((x - y).abs() <= 1e-4 * (1.0 + y.abs()), "{x} {y} {device:?}");
+        }
     }
 }
 
@@ -54,8 +65,7 @@ fn scores_and_their_gradients_are_those_of_the_kernels() {
         let gradients = score.clone().powi_scalar(2).sum().backward();
         [values(score), values(q.grad(&gradients).expect("dq")), values(k.grad(&gradients).expect("dk"))]
     };
-    let (here, there) = (run(&device()), run(&Device::flex().autodiff()));
-    here.iter().flatten().zip(there.iter().flatten()).for_each(|(x, y)| assert!((x - y).abs() <= 1e-4 * (1.0 + y.abs()), "{x} {y}"));
+    agree_with_the_kernels(run);
 }
 
 #[test]
@@ -70,13 +80,14 @@ fn expanded_views_sum_their_gradients() {
         let gradients = (o.clone() * o).sum().backward();
         [&q, &k, &v].map(|x| values(x.grad(&gradients).expect("a gradient")))
     };
-    let (here, there) = (run(&device()), run(&Device::flex().autodiff()));
-    here.iter().flatten().zip(there.iter().flatten()).for_each(|(x, y)| assert!((x - y).abs() <= 1e-4 * (1.0 + y.abs()), "{x} {y}"));
+    agree_with_the_kernels(run);
 }
 
 #[test]
 fn tensors_on_two_devices_are_refused() {
-    let (here, there) = (Tensor::<4>::zeros([1, 1, 2, 4], &device()), Tensor::<4>::zeros([1, 1, 2, 4], &Device::flex()));
-    let error = attention(here.clone(), there, here, &Attention::full()).expect_err("it was taken");
-    assert!(error.to_string().starts_with("k is on "), "{error}");
+    for device in gpus() {
+        let (here, there) = (Tensor::<4>::zeros([1, 1, 2, 4], &device), Tensor::<4>::zeros([1, 1, 2, 4], &Device::flex()));
+        let error = attention(here.clone(), there, here, &Attention::full()).expect_err("it was taken");
+        assert!(error.to_string().starts_with("k is on "), "{error}");
+    }
 }
