@@ -12,7 +12,7 @@ use std::time::Instant;
 
 const HEADS: usize = 8;
 const WIDTH: usize = 64;
-const LENGTHS: [usize; 3] = [1024, 4096, 16384];
+const LENGTHS: [usize; 3] = [1024, 4096, 8192];
 /// Calls that are timed, after two that are not.
 const RUNS: usize = 7;
 const WINDOW: usize = 256;

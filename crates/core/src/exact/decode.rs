@@ -22,7 +22,7 @@ use std::ops::Range;
 const PART: usize = 2048;
 /// Keys between two updates of the maximum.
 const STRIP: usize = 32;
-/// Rows between what is read and what is asked for, where the processor wants that long before.
+/// Rows between what is read and what is asked for, where that pays.
 const AHEAD: usize = 16;
 /// Query rows that share a read of K and V.
 const SHARE: usize = 4;
@@ -428,8 +428,8 @@ struct WholeRows<'a, T> {
     values: &'a [T],
     stride: usize,
     width: usize,
-    /// Rows between what is read and what is asked for.
-    ahead: usize,
+    /// Whether lines are asked for [`AHEAD`] rows before they are read, and not just before.
+    early: bool,
 }
 
 impl<'a, T: Element> WholeRows<'a, T> {
@@ -439,17 +439,32 @@ impl<'a, T: Element> WholeRows<'a, T> {
             return None;
         }
         let (values, stride) = rows.rows(b, g, strip.clone())?;
-        Some(WholeRows { values, stride, width: rows.shape()[3], ahead: if asks_early() { AHEAD } else { 0 } })
+        Some(WholeRows { values, stride, width: rows.shape()[3], early: asks_early() })
     }
 
-    /// Asks for `count` rows from end to end, before they are read in any other order.
+    /// Asks for `count` rows from end to end, which will be read in another order.
     #[inline(always)]
-    fn ask<S: Lanes>(&self, s: S, first: usize, count: usize) {
-        for row in first + self.ahead..first + self.ahead + count {
-            let row = self.values.as_ptr().wrapping_add(row * self.stride);
-            for at in (0..self.width).step_by(LINE * size_of::<f32>() / size_of::<T>()) {
-                s.prefetch(row.wrapping_add(at));
+    fn ask_now<S: Lanes>(&self, s: S, first: usize, count: usize) {
+        if !self.early {
+            for row in first..first + count {
+                self.ask(s, row, 0..self.width);
             }
+        }
+    }
+
+    /// Asks for two registers at `column`, some rows after `row`.
+    #[inline(always)]
+    fn ask_early<S: Lanes>(&self, s: S, row: usize, column: usize) {
+        if self.early {
+            self.ask(s, row + AHEAD, column..column + 2 * S::N);
+        }
+    }
+
+    #[inline(always)]
+    fn ask<S: Lanes>(&self, s: S, row: usize, columns: Range<usize>) {
+        let row = self.values.as_ptr().wrapping_add(row * self.stride);
+        for at in columns.step_by(LINE * size_of::<f32>() / size_of::<T>()) {
+            s.prefetch(row.wrapping_add(at));
         }
     }
 }
@@ -457,7 +472,7 @@ impl<'a, T: Element> WholeRows<'a, T> {
 /// [`dots`] with four keys, of which no more than a kilobyte is asked for at once: Zen 4 reads more slowly what is asked for in larger lots.
 #[inline(always)]
 fn dots_of_four<S: Lanes, T: Element, const Q: usize>(s: S, rows: &WholeRows<'_, T>, slot: usize, q: &[f32]) -> [[S::F; 4]; Q] {
-    if 4 * rows.width * size_of::<T>() <= 1024 {
+    if rows.early || 4 * rows.width * size_of::<T>() <= 1024 {
         return dots::<S, T, Q, 4>(s, rows, slot, q);
     }
     let (lower, upper) = (dots::<S, T, Q, 2>(s, rows, slot, q), dots::<S, T, Q, 2>(s, rows, slot + 2, q));
@@ -474,7 +489,7 @@ fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(s: S, rows: &Whole
     let WholeRows { values, stride, width, .. } = *rows;
     let values = &values[slot * stride..];
     let mut sums = [[s.zero(); K]; Q];
-    rows.ask(s, slot, K);
+    rows.ask_now(s, slot, K);
     let twos = width / (2 * S::N) * 2 * S::N;
     for d in (0..twos).step_by(2 * S::N) {
         let mut queries = [[s.zero(); 2]; Q];
@@ -482,6 +497,7 @@ fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(s: S, rows: &Whole
             *both = [s.load(&q[i * width + d..]), s.load(&q[i * width + d + S::N..])];
         }
         for key in 0..K {
+            rows.ask_early(s, slot + key, d);
             let [lower, upper] = T::load_two(s, &values[key * stride + d..]);
             for (sums, q) in sums.iter_mut().zip(queries) {
                 sums[key] = s.mul_add(q[1], upper, s.mul_add(q[0], lower, sums[key]));
@@ -619,10 +635,11 @@ fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
     let mut slot = 0;
     while slot < count {
         if d == 0 {
-            rows.ask(s, slot, 1);
+            rows.ask_now(s, slot, 1);
         }
         let row = &rows.values[slot * rows.stride + d..];
         for c in (0..C).step_by(2) {
+            rows.ask_early(s, slot, d + c * S::N);
             let x = if C == 1 { [T::load(s, row), s.zero()] } else { T::load_two(s, &row[c * S::N..]) };
             for (i, sums) in sums.iter_mut().enumerate() {
                 let weight = s.splat(weights[i][slot]);

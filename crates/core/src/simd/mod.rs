@@ -285,8 +285,8 @@ pub(crate) fn zip_pairs<S: Lanes>(s: S, [first, second]: [&[bf16]; 2], into: &mu
     }
 }
 
-/// Whether rows in memory are asked for well before they are read: Intel's cores gain by it. AMD's (Zen 4) read a third slower then, and
-/// fastest when all lines of a few rows are asked for just before.
+/// Whether lines of memory are best asked for long before they are read, in the order of reading: on Intel's cores (Sapphire Rapids). Zen 4
+/// reads a third more slowly then, and fastest if some rows are asked for from end to end just before.
 pub(crate) fn asks_early() -> bool {
     #[cfg(target_arch = "x86_64")]
     return avx512::is_intel();
