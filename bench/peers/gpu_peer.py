@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import record as records
 
-LENGTHS, HEADS, WIDTH, RUNS = (1024, 4096, 8192), 8, 64, 7
+LENGTHS, HEADS, WIDTH, RUNS = (1024, 4096, 16384), 8, 64, 7
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 

@@ -103,7 +103,7 @@ pub(super) struct Call<'a> {
     pub(super) near: Option<Near>,
 }
 
-/// [`Intervals`] uploaded: per query `[B, G, 1, N, 1]`, per key `[B, G, 1, 1, M]`.
+/// [`Intervals`] uploaded: per query `[B, G, 1, N, 1]`, per key `[B, G, 1, 1, M]`, or `[1, 1, …]` where they are those of all caches.
 struct Plan {
     query_sequence: Tensor<5, Int>,
     query_position: Tensor<5, Int>,
@@ -115,18 +115,29 @@ struct Plan {
 
 impl Plan {
     fn new(intervals: &Intervals, dims: &Dims, device: &Device) -> Self {
-        let upload = |values: &[i32], shape: [usize; 5]| Tensor::from_data(TensorData::new(values.to_vec(), shape), device);
-        let query = |values| upload(values, [dims.batch, dims.kv_heads, 1, dims.queries, 1]);
-        let key = |values| upload(values, [dims.batch, dims.kv_heads, 1, 1, dims.keys]);
+        let Intervals { query_sequence, query_position, key_sequence, key_position, first, last } = intervals;
+        let all_alike = [query_sequence, query_position].into_iter().all(|values| are_alike(values, dims.queries))
+            && [key_sequence, key_position, first, last].into_iter().all(|values| are_alike(values, dims.keys));
+        let [batch, kv_heads] = if all_alike { [dims.batch.min(1), dims.kv_heads.min(1)] } else { [dims.batch, dims.kv_heads] };
+        let upload = |values: &[i32], shape: [usize; 5]| {
+            Tensor::from_data(TensorData::new(values[..shape.iter().product()].to_vec(), shape), device)
+        };
+        let query = |values| upload(values, [batch, kv_heads, 1, dims.queries, 1]);
+        let key = |values| upload(values, [batch, kv_heads, 1, 1, dims.keys]);
         Plan {
-            query_sequence: query(&intervals.query_sequence),
-            query_position: query(&intervals.query_position),
-            key_sequence: key(&intervals.key_sequence),
-            key_position: key(&intervals.key_position),
-            first: key(&intervals.first),
-            last: key(&intervals.last),
+            query_sequence: query(query_sequence),
+            query_position: query(query_position),
+            key_sequence: key(key_sequence),
+            key_position: key(key_position),
+            first: key(first),
+            last: key(last),
         }
     }
+}
+
+/// Whether all rows of so many values are equal.
+fn are_alike(values: &[i32], length: usize) -> bool {
+    values.chunks_exact(length.max(1)).all(|row| row == &values[..length])
 }
 
 pub(super) fn rows_of<const D: usize, K: Basic>(x: &Tensor<D, K>, dim: usize, range: &Range<usize>) -> Tensor<D, K> {
@@ -207,7 +218,9 @@ impl<'a> Call<'a> {
         }
         for rows in self.blocks() {
             let columns = self.columns(&rows);
-            let part: Tensor<2> = self.weights(&rows, &columns).sum_dim(3).sum_dim(2).sum_dim(1).reshape([batch, columns.len()]);
+            let (weights, divisor) = self.weights(&rows, &columns);
+            let weights = if let Some(divisor) = divisor { weights / divisor } else { weights };
+            let part: Tensor<2> = weights.sum_dim(3).sum_dim(2).sum_dim(1).reshape([batch, columns.len()]);
             let [before, after] = [columns.start, keys - columns.end].map(|count| (count > 0).then(|| zeros(count)));
             sum = sum + Tensor::cat(before.into_iter().chain([part]).chain(after).collect(), 1);
         }
@@ -220,36 +233,44 @@ impl<'a> Call<'a> {
         if seen.is_empty() { 0..1 } else { seen }
     }
 
-    /// `[B, G, H/G, rows, columns]`, of which a row adds up to 1, or to 0 where it sees nothing.
-    fn weights(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
+    /// `[B, G, H/G, rows, columns]`, and what a row of it is divided by, `[B, G, H/G, rows, 1]`, so that it adds up to 1, or to 0 where it
+    /// sees nothing.
+    fn weights(&self, rows: &Range<usize>, columns: &Range<usize>) -> (Tensor<5>, Option<Tensor<5>>) {
         let scores = self.scores(rows, columns);
-        let hidden = scores.clone().lower_equal_elem(HIDDEN).bool_or(self.hidden(rows, columns).expand(scores.dims()));
-        if let Some(types) = &self.types {
-            return types.weights(scores, hidden, (rows, columns));
+        let mut hidden = self.hidden(rows, columns).expand(scores.dims());
+        if self.key_bias.is_some() || self.bias.is_some() {
+            hidden = hidden.bool_or(scores.clone().lower_equal_elem(HIDDEN));
         }
-        let scores = scores.mask_fill(hidden.clone(), HIDDEN);
-        let maximum = scores.clone().detach().max_dim(4);
-        let weights = (scores - maximum).exp().mask_fill(hidden, 0.0);
+        if let Some(types) = &self.types {
+            return (types.weights(scores, hidden, (rows, columns)), None);
+        }
+        let scores = scores.mask_fill(hidden, HIDDEN);
+        // Where all are hidden, each weight is 0 and not 1.
+        let maximum = scores.clone().detach().max_dim(4).clamp_min(HIDDEN / 2.0);
+        let weights = (scores - maximum).exp();
         let sum = weights.clone().sum_dim(4);
         let nothing = sum.clone().equal_elem(0.0);
-        weights / sum.mask_fill(nothing, 1.0)
+        (weights, Some(sum.mask_fill(nothing, 1.0)))
     }
 
     /// Attention of some query rows, `[B, H, rows, Dv]`.
     fn block(&self, rows: Range<usize>) -> Result<Tensor<4>, Error> {
         let Dims { batch, heads, kv_heads, dv, .. } = self.dims;
         let columns = self.columns(&rows);
-        let weights = self.dropped(self.weights(&rows, &columns), &rows, &columns)?;
-        let stacked = [batch, kv_heads, self.dims.group() * rows.len(), columns.len()];
-        let o = weights.reshape(stacked).matmul(rows_of(&self.qkv[2], 2, &columns));
+        let (weights, divisor) = self.weights(&rows, &columns);
+        let weights = self.dropped(weights, &rows, &columns)?;
+        let stacked = |width| [batch, kv_heads, self.dims.group() * rows.len(), width];
+        let o = weights.reshape(stacked(columns.len())).matmul(rows_of(&self.qkv[2], 2, &columns));
+        let o = if let Some(divisor) = divisor { o / divisor.reshape(stacked(1)) } else { o };
         Ok(o.reshape([batch, heads, rows.len(), dv]))
     }
 
     /// `[B, G, H/G, rows, columns]`.
     fn scores(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
-        let mut scores = self.products(rows, columns) * self.problem.scale();
+        let scale = self.problem.scale();
+        let mut scores = self.products_with(&self.qkv[1], scale, (rows, columns));
         if let Some(Near { reach, keys: Some(keys) }) = &self.near {
-            let own = self.products_with(keys, rows, columns) * self.problem.scale();
+            let own = self.products_with(keys, scale, (rows, columns));
             let near = self.distance(rows, columns).lower_elem(*reach).expand(own.dims());
             scores = scores.mask_where(near, own);
         }
@@ -271,13 +292,14 @@ impl<'a> Call<'a> {
 
     /// `q·k`, `[B, G, H/G, rows, columns]`.
     pub(super) fn products(&self, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
-        self.products_with(&self.qkv[1], rows, columns)
+        self.products_with(&self.qkv[1], 1.0, (rows, columns))
     }
 
-    fn products_with(&self, keys: &Tensor<4>, rows: &Range<usize>, columns: &Range<usize>) -> Tensor<5> {
+    fn products_with(&self, keys: &Tensor<4>, scale: f32, (rows, columns): (&Range<usize>, &Range<usize>)) -> Tensor<5> {
         let Dims { batch, kv_heads, dk, .. } = self.dims;
         let group = self.dims.group();
         let q = rows_of(&self.qkv[0], 2, rows).reshape([batch, kv_heads, group * rows.len(), dk]);
+        let q = if scale == 1.0 { q } else { q * scale };
         q.matmul(rows_of(keys, 2, columns).swap_dims(2, 3)).reshape([batch, kv_heads, group, rows.len(), columns.len()])
     }
 
