@@ -19,8 +19,8 @@ use std::ops::Range;
 
 /// Scores at or below this are hidden.
 pub(super) const HIDDEN: f32 = -1e30;
-/// Scores in a block.
-const BLOCK: usize = 1 << 24;
+/// Scores in a block: 256 MiB. A GPU multiplies short blocks slowly.
+const BLOCK: usize = 1 << 26;
 
 fn elsewhere(name: &str) -> Error {
     regard_core::Error::Combination(format!("{name} with these options runs on Burn's CPU device only")).into()
