@@ -2,8 +2,9 @@
 //!
 //! The core checks the call and gives its plan as integers (a problem whose tensors are one zero, repeated), which are
 //! uploaded; visibility is then two comparisons per pair. Scores are computed in f32 (f64 for f64). Hidden scores are a
-//! large negative number rather than -inf, which WGSL need not know, and their weights are set to zero. The maximum of a
-//! row is taken as a constant; that changes no gradient. Keys that no query of a block sees are left out.
+//! large negative number rather than -inf, which WGSL need not know, and the maximum of a row is taken to be far above it, so
+//! that their weights are zero. The maximum is a constant; that changes no gradient. The product with v is divided, not its
+//! weights. Keys that no query of a block sees are left out.
 
 use super::coded::{self, Near};
 use super::host::{Host, Scores};
