@@ -1,38 +1,47 @@
 //! Dense row-major tensors whose first value lies on a 64-byte line, as PyTorch allocates its own.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use bytemuck::Pod;
 use half::bf16;
+use memmap2::MmapMut;
 
-const LINE: usize = 64;
-
-/// `len` values that start on a 64-byte line.
+/// `len` values in pages of their own, and so on a 64-byte line. On huge pages, if the measuring program asks for those.
 pub struct Aligned<T> {
-    buffer: Vec<T>,
-    start: usize,
+    pages: MmapMut,
     len: usize,
+    value: PhantomData<T>,
 }
 
-impl<T: Copy + Default> Aligned<T> {
+impl<T: Pod> Aligned<T> {
     /// All zeros. The memory is not touched before the first write.
     pub fn zeros(len: usize) -> Self {
-        let buffer = vec![T::default(); len + LINE / size_of::<T>()];
-        let start = buffer.as_ptr().align_offset(LINE);
-        assert!(start + len <= buffer.len(), "the allocator returned memory that cannot be aligned");
-        Self { buffer, start, len }
+        let pages = MmapMut::map_anon(len.max(1) * size_of::<T>()).expect("there is memory for a tensor");
+        #[cfg(target_os = "linux")]
+        if huge_pages() {
+            pages.advise(memmap2::Advice::HugePage).expect("this system has no huge pages");
+        }
+        Self { pages, len, value: PhantomData }
     }
 }
 
-impl<T> Deref for Aligned<T> {
+/// Whether `--huge-pages` was given: the C library heeds this variable for what it allocates itself.
+#[cfg(target_os = "linux")]
+fn huge_pages() -> bool {
+    std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.split(':').any(|tunable| tunable == "glibc.malloc.hugetlb=1"))
+}
+
+impl<T: Pod> Deref for Aligned<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &self.buffer[self.start..self.start + self.len]
+        &bytemuck::cast_slice(&self.pages)[..self.len]
     }
 }
 
-impl<T> DerefMut for Aligned<T> {
+impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.buffer[self.start..self.start + self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.pages)[..self.len]
     }
 }
 
@@ -78,6 +87,8 @@ impl Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LINE: usize = 64;
 
     #[test]
     fn every_length_starts_on_a_line() {

@@ -123,7 +123,7 @@ fn typed(row: &Row) -> Result<Typed> {
     })
 }
 
-fn timed<T: regard_core::Element>(arrays: &mut Arrays<T>, request: &Request) -> Result<f64> {
+fn timed<T: regard_core::Element + bytemuck::Pod>(arrays: &mut Arrays<T>, request: &Request) -> Result<f64> {
     let seconds = seconds_per_call(request.repeat, || match request.pass {
         Pass::Forward => arrays.forward(),
         Pass::Backward => arrays.backward(),

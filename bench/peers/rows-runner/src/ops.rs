@@ -10,6 +10,7 @@
 
 use crate::values::{ids, normal};
 use crate::{Pass, Row};
+use bytemuck::Pod;
 use peer_protocol::{Aligned, Result};
 use regard_core::rows::{Activation, Labels, Linear, Matrix, MatrixMut, Norm, Rotary, Turns};
 use regard_core::rows::linear::{self, WeightGradient};
@@ -88,7 +89,7 @@ pub struct Arrays<T> {
     dbias: Aligned<T>,
 }
 
-impl<T: Element> Arrays<T> {
+impl<T: Element + Pod> Arrays<T> {
     /// The inputs, and the outputs of one forward pass.
     pub fn new(row: &Row) -> Result<Self> {
         let op = Op::named(&row.op)?;

@@ -1,6 +1,7 @@
 //! Inputs that every program can make for itself, bit for bit: value i of array `seed` is the sum of the four bytes of a hash
 //! of both, centred and divided by 148, so that it is nearly normal. `rows_peer.py` has the same lines.
 
+use bytemuck::Pod;
 use peer_protocol::Aligned;
 use regard_core::Element;
 
@@ -12,7 +13,7 @@ fn hash(seed: u32, i: usize) -> u32 {
 }
 
 /// Nearly normal values of this spread.
-pub fn normal<T: Element>(seed: u32, len: usize, spread: f32) -> Aligned<T> {
+pub fn normal<T: Element + Pod>(seed: u32, len: usize, spread: f32) -> Aligned<T> {
     let mut values = Aligned::zeros(len);
     for (i, value) in values.iter_mut().enumerate() {
         let sum: i32 = hash(seed, i).to_le_bytes().iter().map(|byte| i32::from(*byte)).sum();

@@ -393,32 +393,120 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
     let width = k.shape()[3];
     let padded = width.next_multiple_of(S::N);
     if let Some(rows) = WholeRows::of(s, k, [b, g], &strip) {
-        let mut slot = 0;
-        while slot + 4 <= strip.len() {
-            let sums = dots_of_four::<S, T, Q>(s, &rows, slot, q);
-            for (i, sums) in sums.into_iter().enumerate() {
-                s.sum_four(sums, &mut logits[i][slot..]);
-            }
-            slot += 4;
-        }
-        while slot < strip.len() {
-            let sums = dots::<S, T, Q, 1>(s, &rows, slot, q);
-            for (i, [sum]) in sums.into_iter().enumerate() {
-                logits[i][slot] = s.sum(sum);
-            }
-            slot += 1;
-        }
-        return;
+        return match (width / (2 * S::N), width % (2 * S::N)) {
+            (4, 0) => scores_of_pairs::<S, T, Q, 4>(s, &rows, q, strip.len(), logits),
+            (2, 0) => scores_of_pairs::<S, T, Q, 2>(s, &rows, q, strip.len(), logits),
+            _ => scores_of_rows::<S, T, Q>(s, &rows, q, 0..strip.len(), logits),
+        };
     }
     for slot in 0..strip.len() {
         k.widen_row(s, [b, g, strip.start + slot], row);
         row[width..padded].fill(0.0);
-        for (i, logits) in logits.iter_mut().enumerate().take(Q) {
-            let mut sum = s.zero();
-            for d in (0..padded).step_by(S::N) {
-                sum = s.mul_add(s.load(&q[i * padded + d..]), s.load(&row[d..]), sum);
-            }
+        for (logits, sum) in logits.iter_mut().zip(multiply::<S, f32, Q>(s, &row[..padded], q)) {
             logits[slot] = s.sum(sum);
+        }
+    }
+}
+
+/// The same of some keys.
+#[inline(always)]
+fn scores_of_rows<S: Lanes, T: Element, const Q: usize>(
+    s: S,
+    rows: &WholeRows<'_, T>,
+    q: &[f32],
+    slots: Range<usize>,
+    logits: &mut [[f32; STRIP]; SHARE],
+) {
+    for slot in slots {
+        for (logits, sum) in logits.iter_mut().zip(multiply::<S, T, Q>(s, rows.at(s, slot), q)) {
+            logits[slot] = s.sum(sum);
+        }
+    }
+}
+
+/// Lane by lane, what `q·k` of `Q` rows with one key comes to.
+#[inline(always)]
+fn multiply<S: Lanes, T: Element, const Q: usize>(s: S, row: &[T], q: &[f32]) -> [S::F; Q] {
+    let mut sums = [s.zero(); Q];
+    let pairs = row.chunks_exact(2 * S::N);
+    let last = pairs.remainder();
+    for (p, pair) in pairs.enumerate() {
+        let [lower, upper] = T::load_two(s, pair);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let q = &q[i * row.len() + p * 2 * S::N..];
+            *sum = s.mul_add(s.load(&q[S::N..]), upper, s.mul_add(s.load(q), lower, *sum));
+        }
+    }
+    if !last.is_empty() {
+        let last = T::load(s, last);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = s.mul_add(s.load(&q[(i + 1) * row.len() - S::N..]), last, *sum);
+        }
+    }
+    sums
+}
+
+/// The same of keys that are `P` pairs of registers wide.
+///
+/// Memory delivers four rows in turns a third more slowly than one row after another (Zen 4). So queries are loaded before the loop, though
+/// they do not all stay in registers, and the loop over keys has no fixed length: else the compiler shares loads among keys and reads those
+/// in turns.
+#[inline(always)]
+fn scores_of_pairs<S: Lanes, T: Element, const Q: usize, const P: usize>(
+    s: S,
+    rows: &WholeRows<'_, T>,
+    q: &[f32],
+    count: usize,
+    logits: &mut [[f32; STRIP]; SHARE],
+) {
+    let mut queries = [[[s.zero(); 2]; P]; Q];
+    for i in 0..Q {
+        for p in 0..P {
+            let q = &q[(i * P + p) * 2 * S::N..];
+            queries[i][p] = [s.load(q), s.load(&q[S::N..])];
+        }
+    }
+    for slot in (0..count).step_by(4) {
+        let mut sums = [[s.zero(); 4]; Q];
+        for (key, slot) in (slot..count.min(slot + 4)).enumerate() {
+            let row = &rows.at(s, slot)[..P * 2 * S::N];
+            let mut dots = [s.zero(); Q];
+            for p in 0..P {
+                let pair = T::load_two(s, &row[p * 2 * S::N..]);
+                for half in 0..2 {
+                    for i in 0..Q {
+                        dots[i] = s.mul_add(queries[i][p][half], pair[half], dots[i]);
+                    }
+                }
+            }
+            for i in 0..Q {
+                sums[i][key] = dots[i];
+            }
+        }
+        write_sums(s, &sums, slot..count.min(slot + 4), logits);
+    }
+}
+
+/// Writes the sums over lanes of up to four keys' products with every row.
+#[inline(always)]
+fn write_sums<S: Lanes, const Q: usize>(s: S, sums: &[[S::F; 4]; Q], slots: Range<usize>, logits: &mut [[f32; STRIP]; SHARE]) {
+    let rows = S::N / 4;
+    if Q < rows {
+        for (logits, sums) in logits.iter_mut().zip(sums) {
+            let mut found = [0.0; 4];
+            s.sum_four(*sums, &mut found);
+            logits[slots.clone()].copy_from_slice(&found[..slots.len()]);
+        }
+        return;
+    }
+    for first in (0..Q).step_by(rows) {
+        let (mut registers, mut found) = ([s.zero(); MOST_LANES], [0.0; MOST_LANES]);
+        for at in 0..S::N {
+            registers[at] = sums[first + at / 4][at % 4];
+        }
+        s.store(&mut found, s.sums(&registers));
+        for i in 0..rows {
+            logits[first + i][slots.clone()].copy_from_slice(&found[i * 4..][..slots.len()]);
         }
     }
 }
@@ -428,7 +516,7 @@ struct WholeRows<'a, T> {
     values: &'a [T],
     stride: usize,
     width: usize,
-    /// Whether lines are asked for [`AHEAD`] rows before they are read, and not just before.
+    /// Whether rows are asked for [`AHEAD`] rows before they are read.
     early: bool,
 }
 
@@ -442,77 +530,17 @@ impl<'a, T: Element> WholeRows<'a, T> {
         Some(WholeRows { values, stride, width: rows.shape()[3], early: asks_early() })
     }
 
-    /// Asks for `count` rows from end to end, which will be read in another order.
+    /// A row; asks for the one some rows after it, where that pays.
     #[inline(always)]
-    fn ask_now<S: Lanes>(&self, s: S, first: usize, count: usize) {
-        if !self.early {
-            for row in first..first + count {
-                self.ask(s, row, 0..self.width);
-            }
-        }
-    }
-
-    /// Asks for two registers at `column`, some rows after `row`.
-    #[inline(always)]
-    fn ask_early<S: Lanes>(&self, s: S, row: usize, column: usize) {
+    fn at<S: Lanes>(&self, s: S, row: usize) -> &'a [T] {
         if self.early {
-            self.ask(s, row + AHEAD, column..column + 2 * S::N);
-        }
-    }
-
-    #[inline(always)]
-    fn ask<S: Lanes>(&self, s: S, row: usize, columns: Range<usize>) {
-        let row = self.values.as_ptr().wrapping_add(row * self.stride);
-        for at in columns.step_by(LINE * size_of::<f32>() / size_of::<T>()) {
-            s.prefetch(row.wrapping_add(at));
-        }
-    }
-}
-
-/// [`dots`] with four keys, of which no more than a kilobyte is asked for at once: Zen 4 reads more slowly what is asked for in larger lots.
-#[inline(always)]
-fn dots_of_four<S: Lanes, T: Element, const Q: usize>(s: S, rows: &WholeRows<'_, T>, slot: usize, q: &[f32]) -> [[S::F; 4]; Q] {
-    if rows.early || 4 * rows.width * size_of::<T>() <= 1024 {
-        return dots::<S, T, Q, 4>(s, rows, slot, q);
-    }
-    let (lower, upper) = (dots::<S, T, Q, 2>(s, rows, slot, q), dots::<S, T, Q, 2>(s, rows, slot + 2, q));
-    let mut all = [[s.zero(); 4]; Q];
-    for (all, (lower, upper)) in all.iter_mut().zip(lower.into_iter().zip(upper)) {
-        *all = [lower[0], lower[1], upper[0], upper[1]];
-    }
-    all
-}
-
-/// Lane by lane, what `q·k` of `Q` rows with `K` keys from `slot` on comes to.
-#[inline(always)]
-fn dots<S: Lanes, T: Element, const Q: usize, const K: usize>(s: S, rows: &WholeRows<'_, T>, slot: usize, q: &[f32]) -> [[S::F; K]; Q] {
-    let WholeRows { values, stride, width, .. } = *rows;
-    let values = &values[slot * stride..];
-    let mut sums = [[s.zero(); K]; Q];
-    rows.ask_now(s, slot, K);
-    let twos = width / (2 * S::N) * 2 * S::N;
-    for d in (0..twos).step_by(2 * S::N) {
-        let mut queries = [[s.zero(); 2]; Q];
-        for (i, both) in queries.iter_mut().enumerate() {
-            *both = [s.load(&q[i * width + d..]), s.load(&q[i * width + d + S::N..])];
-        }
-        for key in 0..K {
-            rows.ask_early(s, slot + key, d);
-            let [lower, upper] = T::load_two(s, &values[key * stride + d..]);
-            for (sums, q) in sums.iter_mut().zip(queries) {
-                sums[key] = s.mul_add(q[1], upper, s.mul_add(q[0], lower, sums[key]));
+            let ahead = self.values.as_ptr().wrapping_add((row + AHEAD) * self.stride);
+            for at in (0..self.width).step_by(LINE * size_of::<f32>() / size_of::<T>()) {
+                s.prefetch(ahead.wrapping_add(at));
             }
         }
+        &self.values[row * self.stride..][..self.width]
     }
-    if twos < width {
-        for key in 0..K {
-            let last = T::load(s, &values[key * stride + twos..]);
-            for (i, sums) in sums.iter_mut().enumerate() {
-                sums[key] = s.mul_add(s.load(&q[i * width + twos..]), last, sums[key]);
-            }
-        }
-    }
-    sums
 }
 
 /// Turns the first `count` logits of one row into weights relative to its running maximum; the others are -inf.
@@ -564,17 +592,22 @@ fn gather<S: Lanes, T: Element, const Q: usize>(
     let width = v.shape()[3];
     let padded = width.next_multiple_of(S::N);
     if let Some(rows) = WholeRows::of(s, v, [b, g], &strip) {
+        let weighted = (weights, strip.len());
         let mut d = 0;
-        while d + 4 * S::N <= width {
-            gather_columns::<S, T, Q, 4>(s, &rows, d, (weights, strip.len()), (o, padded));
+        while d + 8 * S::N <= width {
+            gather_pairs::<S, T, Q, 4>(s, &rows, d, weighted, (o, padded));
+            d += 8 * S::N;
+        }
+        if d + 4 * S::N <= width {
+            gather_pairs::<S, T, Q, 2>(s, &rows, d, weighted, (o, padded));
             d += 4 * S::N;
         }
         if d + 2 * S::N <= width {
-            gather_columns::<S, T, Q, 2>(s, &rows, d, (weights, strip.len()), (o, padded));
+            gather_pairs::<S, T, Q, 1>(s, &rows, d, weighted, (o, padded));
             d += 2 * S::N;
         }
         if d < width {
-            gather_columns::<S, T, Q, 1>(s, &rows, d, (weights, strip.len()), (o, padded));
+            gather_last::<S, T, Q>(s, &rows, d, weighted, (o, padded));
         }
         return;
     }
@@ -617,44 +650,76 @@ fn gather_guarded<S: Lanes, T: Element>(
     }
 }
 
-/// The same of `C` registers of columns from `d` on.
+/// The same of `P` pairs of registers of columns from `d` on: as many rows at once as registers hold, so that values are read from end to
+/// end.
 #[inline(always)]
-fn gather_columns<S: Lanes, T: Element, const Q: usize, const C: usize>(
+fn gather_pairs<S: Lanes, T: Element, const Q: usize, const P: usize>(
     s: S,
     rows: &WholeRows<'_, T>,
     d: usize,
     (weights, count): (&[[f32; STRIP]; SHARE], usize),
     (o, padded): (&mut [f32], usize),
 ) {
-    let mut sums = [[s.zero(); C]; Q];
-    for (i, sums) in sums.iter_mut().enumerate() {
-        for (c, sum) in sums.iter_mut().enumerate() {
-            *sum = s.load(&o[i * padded + d + c * S::N..]);
+    if P < 4 || Q < 2 {
+        return gather_rows::<S, T, Q, P>(s, rows, d, (weights.first_chunk().expect("four rows"), count), (o, padded));
+    }
+    let (twos, _) = weights[..Q].as_chunks();
+    for (weights, o) in twos.iter().zip(o.chunks_exact_mut(2 * padded)) {
+        gather_rows::<S, T, 2, P>(s, rows, d, (weights, count), (o, padded));
+    }
+}
+
+/// The same of `Q` rows.
+#[inline(always)]
+fn gather_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
+    s: S,
+    rows: &WholeRows<'_, T>,
+    d: usize,
+    (weights, count): (&[[f32; STRIP]; Q], usize),
+    (o, padded): (&mut [f32], usize),
+) {
+    let mut sums = [[[s.zero(); 2]; P]; Q];
+    for (sums, o) in sums.iter_mut().zip(o.chunks_exact(padded)) {
+        for (sum, o) in sums.iter_mut().zip(o[d..].chunks_exact(2 * S::N)) {
+            *sum = [s.load(o), s.load(&o[S::N..])];
         }
     }
     let mut slot = 0;
-    while slot < count {
-        if d == 0 {
-            rows.ask_now(s, slot, 1);
-        }
-        let row = &rows.values[slot * rows.stride + d..];
-        for c in (0..C).step_by(2) {
-            rows.ask_early(s, slot, d + c * S::N);
-            let x = if C == 1 { [T::load(s, row), s.zero()] } else { T::load_two(s, &row[c * S::N..]) };
-            for (i, sums) in sums.iter_mut().enumerate() {
+    while slot < count.min(STRIP) {
+        let row = &rows.at(s, slot)[d..][..P * 2 * S::N];
+        for p in 0..P {
+            let [lower, upper] = T::load_two(s, &row[p * 2 * S::N..]);
+            for i in 0..Q {
                 let weight = s.splat(weights[i][slot]);
-                sums[c] = s.mul_add(weight, x[0], sums[c]);
-                if c + 1 < C {
-                    sums[c + 1] = s.mul_add(weight, x[1], sums[c + 1]);
-                }
+                let [first, second] = sums[i][p];
+                sums[i][p] = [s.mul_add(weight, lower, first), s.mul_add(weight, upper, second)];
             }
         }
         slot += 1;
     }
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (c, sum) in sums.into_iter().enumerate() {
-            s.store(&mut o[i * padded + d + c * S::N..], sum);
+    for (sums, o) in sums.iter().zip(o.chunks_exact_mut(padded)) {
+        for (sum, o) in sums.iter().zip(o[d..].chunks_exact_mut(2 * S::N)) {
+            s.store(o, sum[0]);
+            s.store(&mut o[S::N..], sum[1]);
         }
+    }
+}
+
+/// The same of the last register of columns, at `d`.
+#[inline(always)]
+fn gather_last<S: Lanes, T: Element, const Q: usize>(
+    s: S,
+    rows: &WholeRows<'_, T>,
+    d: usize,
+    (weights, count): (&[[f32; STRIP]; SHARE], usize),
+    (o, padded): (&mut [f32], usize),
+) {
+    for (weights, o) in weights[..Q].iter().zip(o.chunks_exact_mut(padded)) {
+        let mut sum = s.load(&o[d..]);
+        for (slot, weight) in weights[..count].iter().enumerate() {
+            sum = s.mul_add(s.splat(*weight), T::load(s, &rows.at(s, slot)[d..]), sum);
+        }
+        s.store(&mut o[d..], sum);
     }
 }
 

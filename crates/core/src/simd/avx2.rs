@@ -1,7 +1,7 @@
 //! AVX2 with FMA: eight lanes, sixteen registers.
 #![allow(unsafe_code)]
 
-use super::{EXP2_FLOOR, Lanes, Task};
+use super::{EXP2_FLOOR, Lanes, MOST_LANES, Task};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -140,6 +140,16 @@ impl Lanes for Avx2 {
         let four = proven!(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
         let two = proven!(_mm_add_ps(four, _mm_movehl_ps(four, four)));
         proven!(_mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two))))
+    }
+    #[inline(always)]
+    fn sums(self, x: &[__m256; MOST_LANES]) -> __m256 {
+        let mut fours = [self.zero(); 2];
+        for (four, x) in fours.iter_mut().zip(x.as_chunks::<4>().0) {
+            let (first, second) = proven!((_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3])));
+            *four = proven!(_mm256_hadd_ps(first, second));
+        }
+        let lower = proven!(_mm256_permute2f128_ps::<0x20>(fours[0], fours[1]));
+        self.add(lower, proven!(_mm256_permute2f128_ps::<0x31>(fours[0], fours[1])))
     }
     #[inline(always)]
     fn largest(self, x: __m256) -> f32 {

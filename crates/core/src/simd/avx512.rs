@@ -1,7 +1,7 @@
 //! AVX-512: sixteen lanes, thirty-two registers.
 #![allow(unsafe_code)]
 
-use super::{EXP2_FLOOR, Lanes, Task};
+use super::{EXP2_FLOOR, Lanes, MOST_LANES, Task};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
@@ -53,6 +53,12 @@ impl<const PAIRS: bool> Avx512<PAIRS> {
     #[inline(always)]
     fn fold(self, a: __m512, b: __m512) -> __m512 {
         proven!(_mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)))
+    }
+
+    /// Adds, in every quarter, the upper to the lower half of each register; those of `a` and `b` in turn.
+    #[inline(always)]
+    fn zip_add(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)))
     }
 
     /// The bits of each lane's nearest bf16, ties to even, in its upper half; what is not a number becomes a quiet one.
@@ -235,6 +241,18 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
         let first = proven!(_mm512_maskz_compress_ps(0x1111, all));
         // SAFETY: the slice has four elements.
         unsafe { _mm_storeu_ps(into.as_mut_ptr(), _mm512_castps512_ps128(first)) }
+    }
+    /// Two rows fold into one register, four into one, and so on: 45 instructions for sixteen sums.
+    #[inline(always)]
+    fn sums(self, x: &[__m512; MOST_LANES]) -> __m512 {
+        let mut fours = [self.zero(); 4];
+        for (four, x) in fours.iter_mut().zip(x.as_chunks::<4>().0) {
+            let (first, second) = (self.zip_add(x[0], x[1]), self.zip_add(x[2], x[3]));
+            let (first, second) = proven!((_mm512_castps_pd(first), _mm512_castps_pd(second)));
+            let (lower, upper) = proven!((_mm512_unpacklo_pd(first, second), _mm512_unpackhi_pd(first, second)));
+            *four = proven!(_mm512_add_ps(_mm512_castpd_ps(lower), _mm512_castpd_ps(upper)));
+        }
+        self.fold(self.fold(fours[0], fours[1]), self.fold(fours[2], fours[3]))
     }
     #[inline(always)]
     fn largest(self, x: __m512) -> f32 {

@@ -133,6 +133,16 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         }
     }
 
+    /// Lane i: the sum of register i of the first `N`.
+    #[inline(always)]
+    fn sums(self, x: &[Self::F; MOST_LANES]) -> Self::F {
+        let mut sums = [0.0; MOST_LANES];
+        for (sum, x) in sums.iter_mut().zip(x).take(Self::N) {
+            *sum = self.sum(*x);
+        }
+        self.load(&sums)
+    }
+
     /// Zero in every lane.
     #[inline(always)]
     fn zero(self) -> Self::F {
@@ -285,8 +295,8 @@ pub(crate) fn zip_pairs<S: Lanes>(s: S, [first, second]: [&[bf16]; 2], into: &mu
     }
 }
 
-/// Whether lines of memory are best asked for long before they are read, in the order of reading: on Intel's cores (Sapphire Rapids). Zen 4
-/// reads a third more slowly then, and fastest if some rows are asked for from end to end just before.
+/// Whether lines of memory are best asked for long before they are read: on Intel's cores (Sapphire Rapids). Zen 4 reads a third more slowly
+/// then.
 pub(crate) fn asks_early() -> bool {
     #[cfg(target_arch = "x86_64")]
     return avx512::is_intel();

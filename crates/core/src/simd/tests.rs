@@ -57,6 +57,26 @@ impl Task for Transposed {
     }
 }
 
+struct Sums;
+
+impl Task for Sums {
+    type Output = ();
+
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        // Whole numbers add up without rounding, in any order.
+        let rows: Vec<f32> = (0..S::N * S::N).map(|i| (i * i % 1009) as f32).collect();
+        let mut sums = [0.0; MOST_LANES];
+        let mut registers = [s.zero(); MOST_LANES];
+        for (register, row) in registers.iter_mut().zip(rows.chunks_exact(S::N)) {
+            *register = s.load(row);
+        }
+        s.store(&mut sums, s.sums(&registers));
+        for (row, (sum, values)) in sums.iter().zip(rows.chunks_exact(S::N)).enumerate() {
+            assert_eq!(*sum, values.iter().sum::<f32>(), "row {row}");
+        }
+    }
+}
+
 struct Stored;
 
 impl Task for Stored {
@@ -147,6 +167,7 @@ fn every_level_computes_the_same_functions() {
     for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
         dispatch(level, Functions);
         dispatch(level, Transposed);
+        dispatch(level, Sums);
         dispatch(level, Stored);
         dispatch(level, Paired);
         Pairs::dispatch(level, Paired);
