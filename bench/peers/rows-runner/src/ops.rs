@@ -12,8 +12,8 @@ use crate::values::{ids, normal};
 use crate::{Pass, Row};
 use bytemuck::Pod;
 use peer_protocol::{Aligned, Result};
-use regard_core::rows::{Activation, Labels, Linear, Matrix, MatrixMut, Norm, Rotary, Turns};
 use regard_core::rows::linear::{self, WeightGradient};
+use regard_core::rows::{Activation, Labels, Linear, Matrix, MatrixMut, Norm, Rotary, Turns};
 use regard_core::rows::{activation, cross_entropy, embedding, norm, softmax, swiglu};
 use regard_core::{Element, Par, Strided, StridedMut};
 
@@ -172,7 +172,11 @@ impl<T: Element + Pod> Arrays<T> {
             Op::LayerNorm | Op::RmsNorm => unreachable!("norms have gradients of their own"),
             Op::Linear(f) => {
                 let z = if self.z.is_empty() { None } else { Some(Matrix::new(&self.z, ys, "z")?) };
-                let mut gradients = linear::Gradients { dx: Some(&mut dx), dweight: Some(WeightGradient::Straight(&mut dweight)), dbias: Some(&mut self.dbias) };
+                let mut gradients = linear::Gradients {
+                    dx: Some(&mut dx),
+                    dweight: Some(WeightGradient::Straight(&mut dweight)),
+                    dbias: Some(&mut self.dbias),
+                };
                 let map = Linear::new(weight, Some(&self.bias)).activation(f);
                 map.backward(&x, (&dy, z.as_ref()), &mut gradients, par)?;
             }
