@@ -11,12 +11,11 @@ use super::dropout::Mask;
 use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Form, LINE, Lanes, MOST_LANES, Pairs, Singles, Task, asks_early, dispatch, pair_of};
+use crate::simd::{Aligned, LINE, Lanes, MOST_LANES, Task, asks_early, dispatch};
 use crate::view::{DisjointRows, Element, Strided, StridedMut, View};
 use crate::{Par, Problem};
 use std::cell::RefCell;
 use std::f32::consts::LOG2_E;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Keys of a part.
@@ -36,14 +35,8 @@ pub(super) fn suits(problem: &Problem<'_>) -> bool {
     dims.queries * dims.group() <= FEW && dims.keys > 0 && dims.queries > 0 && problem.sight.offsets.is_none()
 }
 
-/// Runs the decode path; shapes are checked. Queries and keys of bf16 are multiplied in pairs where that is faster.
+/// Runs the decode path; shapes are checked.
 pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
-    let of_pairs = matches!((problem.q, problem.k), (View::Bf16(_), View::Bf16(k)) if k.as_pairs().is_some());
-    if of_pairs && par.multiplies_pairs() { run_in::<Pairs>(problem, out, par) } else { run_in::<Singles>(problem, out, par) }
-}
-
-/// The same with products of one form.
-fn run_in<M: Form>(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
     let dims = problem.dims;
     let rows = dims.queries * dims.group();
     let parts = dims.keys.div_ceil(PART);
@@ -54,8 +47,7 @@ fn run_in<M: Form>(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
     let pieces: Vec<Range<usize>> = (0..parts).map(|part| part..part + 1).collect();
     let shared = Shared { problem, parts: DisjointRows::new(&mut partial, &pieces) };
     par.run(caches * parts, super::flops(problem), |jobs| {
-        SCRATCH
-            .with_borrow_mut(|scratch| M::dispatch(par.level_in_use(), Worker::<M> { shared: &shared, jobs, scratch, form: PhantomData }));
+        SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { shared: &shared, jobs, scratch }));
     });
     drop(shared);
     dispatch(par.level_in_use(), Merge { problem, values: &values, parts, out });
@@ -79,14 +71,13 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-struct Worker<'a, M> {
+struct Worker<'a> {
     shared: &'a Shared<'a>,
     jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
-    form: PhantomData<M>,
 }
 
-impl<M: Form> Task for Worker<'_, M> {
+impl Task for Worker<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -109,9 +100,9 @@ impl<M: Form> Task for Worker<'_, M> {
                 let keys = part * PART..dims.keys.min((part + 1) * PART);
                 let mut part = Part { problem, scope: &scope, b, g, first, count, keys, guarded: false };
                 let out = &mut out[first * (dims.dv + 2)..(first + count) * (dims.dv + 2)];
-                if !part.attend::<S, M>(s, &mut *self.scratch, out) {
+                if !part.attend(s, &mut *self.scratch, out) {
                     part.guarded = true;
-                    part.attend::<S, M>(s, &mut *self.scratch, out);
+                    part.attend(s, &mut *self.scratch, out);
                 }
             }
         }
@@ -141,39 +132,30 @@ impl Part<'_> {
 
     /// Leaves output, maximum and sum of every row in `out`; whether all outputs are finite.
     #[inline(always)]
-    fn attend<S: Lanes, M: Form>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) -> bool {
-        if M::PER_LANE == 2 {
-            let (View::Bf16(k), View::Bf16(v)) = (self.problem.k, self.problem.v) else { unreachable!("only bf16 is multiplied in pairs") };
-            return self.attend_to::<S, M, _, _>(s, (k.as_pairs().expect("asked before"), v), scratch, out);
-        }
+    fn attend<S: Lanes>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) -> bool {
         match (self.problem.k, self.problem.v) {
-            (View::F32(k), View::F32(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
-            (View::Bf16(k), View::Bf16(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
-            (View::F16(k), View::F16(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
+            (View::F32(k), View::F32(v)) => self.attend_to(s, (k, v), scratch, out),
+            (View::Bf16(k), View::Bf16(v)) => self.attend_to(s, (k, v), scratch, out),
+            (View::F16(k), View::F16(v)) => self.attend_to(s, (k, v), scratch, out),
             _ => unreachable!("k and v share a dtype"),
         }
     }
 
     #[inline(always)]
-    fn attend_to<S: Lanes, M: Form, K: Element, V: Element>(
+    fn attend_to<S: Lanes, T: Element>(
         &self,
         s: S,
-        (k, v): (Strided<'_, K>, Strided<'_, V>),
+        (k, v): (Strided<'_, T>, Strided<'_, T>),
         scratch: &mut Scratch,
         out: &mut [f32],
     ) -> bool {
         let dims = &self.problem.dims;
-        let (dk, dv) = (k.shape()[3].next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
+        let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
         let (order_k, order_v) = (Order::of(s, &k), Order::of(s, &v));
         let q = scratch.q.take(SHARE * dk);
-        if M::PER_LANE == 2 {
-            self.pair_queries(q)
-        } else {
-            self.stage_queries(s, order_k.as_ref(), q)
-        }
+        self.stage_queries(s, order_k.as_ref(), q);
         let o = scratch.o.take(SHARE * dv);
         o.fill(0.0);
-        let factor = if M::PER_LANE == 2 { self.factor() } else { 1.0 };
         let row = scratch.row.take(dk.max(dv));
         row.fill(0.0);
         let mut softmax = Softmax { maximum: [f32::NEG_INFINITY; SHARE], sum: [0.0; SHARE], o };
@@ -186,7 +168,7 @@ impl Part<'_> {
         for range in self.scope.candidates(low, high) {
             let range = range.start.max(keys.start)..range.end.min(keys.end);
             if !range.is_empty() {
-                s.vectorize(Sweep { part: self, k, v, q: (q, factor), range, row, softmax: &mut softmax, form: PhantomData::<M> });
+                s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax });
             }
         }
         for (i, to) in out.chunks_exact_mut(dims.dv + 2).enumerate() {
@@ -201,30 +183,12 @@ impl Part<'_> {
         super::pack::is_finite(s, &softmax.o[..self.count * dv])
     }
 
-    /// What `q·k` is multiplied by, for logits in units of log2 where nothing is left to do to them.
-    fn factor(&self) -> f32 {
-        if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E }
-    }
-
-    /// The query rows in pairs, as they stand; zeros in place of absent ones.
-    fn pair_queries(&self, q: &mut [f32]) {
-        let View::Bf16(from) = self.problem.q else { unreachable!("only bf16 is multiplied in pairs") };
-        let width = q.len() / SHARE;
-        q.fill(0.0);
-        for (i, q) in q.chunks_exact_mut(width).enumerate().take(self.count) {
-            let [h, n] = self.place(self.first + i);
-            for (pair, x) in q.iter_mut().enumerate().take(self.problem.dims.dk / 2) {
-                *x = pair_of(from.at([self.b, h, n, 2 * pair]), from.at([self.b, h, n, 2 * pair + 1]));
-            }
-        }
-    }
-
     /// The query rows in f32, scaled, in the order in which keys are loaded; zeros in place of absent ones.
     #[inline(always)]
     fn stage_queries<S: Lanes>(&self, s: S, order: Option<&Order>, q: &mut [f32]) {
         let dk = q.len() / SHARE;
         q.fill(0.0);
-        let factor = self.factor();
+        let factor = if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E };
         for (i, q) in q.chunks_exact_mut(dk).enumerate().take(self.count) {
             let [h, n] = self.place(self.first + i);
             self.problem.q.widen_row(s, [self.b, h, n], q);
@@ -317,33 +281,31 @@ struct Softmax<'a> {
 }
 
 /// Some keys of one part, in strips.
-struct Sweep<'a, 'b, M, K, V> {
+struct Sweep<'a, 'b, T> {
     part: &'a Part<'a>,
-    k: Strided<'a, K>,
-    v: Strided<'a, V>,
-    /// Query rows, and what is still to multiply their products by.
-    q: (&'a [f32], f32),
+    k: Strided<'a, T>,
+    v: Strided<'a, T>,
+    q: &'a [f32],
     range: Range<usize>,
     /// Room for one row that does not stand in order.
     row: &'a mut [f32],
     softmax: &'a mut Softmax<'b>,
-    form: PhantomData<M>,
 }
 
-impl<M: Form, K: Element, V: Element> Task for Sweep<'_, '_, M, K, V> {
+impl<T: Element> Task for Sweep<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let Sweep { part, k, v, q, range, row, softmax, .. } = self;
+        let Sweep { part, k, v, q, range, row, softmax } = self;
         let at = [part.b, part.g];
         for start in range.clone().step_by(STRIP) {
             let strip = start..range.end.min(start + STRIP);
             let mut logits = [[f32::NEG_INFINITY; STRIP]; SHARE];
             match part.count {
-                1 => scores::<S, M, K, 1>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
-                2 => scores::<S, M, K, 2>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
-                _ => scores::<S, M, K, 4>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
+                1 => scores::<S, T, 1>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
+                2 => scores::<S, T, 2>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
+                _ => scores::<S, T, 4>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
             }
             part.finish_scores(&strip, &mut logits);
             let mut weights = [[0.0f32; STRIP]; SHARE];
@@ -356,9 +318,9 @@ impl<M: Form, K: Element, V: Element> Task for Sweep<'_, '_, M, K, V> {
                 continue;
             }
             match part.count {
-                1 => gather::<S, V, 1>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
-                2 => gather::<S, V, 2>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
-                _ => gather::<S, V, 4>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
+                1 => gather::<S, T, 1>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
+                2 => gather::<S, T, 2>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
+                _ => gather::<S, T, 4>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
             }
         }
     }
@@ -421,10 +383,10 @@ impl Part<'_> {
 
 /// `q·k` of `Q` rows with every key of a strip.
 #[inline(always)]
-fn scores<S: Lanes, M: Form, T: Element, const Q: usize>(
+fn scores<S: Lanes, T: Element, const Q: usize>(
     s: S,
     (k, [b, g]): (&Strided<'_, T>, [usize; 2]),
-    (q, factor): (&[f32], f32),
+    q: &[f32],
     (strip, row): (Range<usize>, &mut [f32]),
     logits: &mut [[f32; STRIP]; SHARE],
 ) {
@@ -433,18 +395,18 @@ fn scores<S: Lanes, M: Form, T: Element, const Q: usize>(
     if let Some(rows) = WholeRows::of(s, k, [b, g], &strip) {
         let count = strip.len();
         return match (width / (2 * S::N), width % (2 * S::N)) {
-            (1, 0) => scores_of_rows::<S, M, T, Q, 1>(s, &rows, (q, factor), count, logits),
-            (2, 0) => scores_of_rows::<S, M, T, Q, 2>(s, &rows, (q, factor), count, logits),
-            (3, 0) => scores_of_rows::<S, M, T, Q, 3>(s, &rows, (q, factor), count, logits),
-            (4, 0) => scores_of_rows::<S, M, T, Q, 4>(s, &rows, (q, factor), count, logits),
-            _ => scores_of_rows::<S, M, T, Q, 0>(s, &rows, (q, factor), count, logits),
+            (1, 0) => scores_of_rows::<S, T, Q, 1>(s, &rows, q, count, logits),
+            (2, 0) => scores_of_rows::<S, T, Q, 2>(s, &rows, q, count, logits),
+            (3, 0) => scores_of_rows::<S, T, Q, 3>(s, &rows, q, count, logits),
+            (4, 0) => scores_of_rows::<S, T, Q, 4>(s, &rows, q, count, logits),
+            _ => scores_of_rows::<S, T, Q, 0>(s, &rows, q, count, logits),
         };
     }
     for slot in 0..strip.len() {
         k.widen_row(s, [b, g, strip.start + slot], row);
         row[width..padded].fill(0.0);
-        for (logits, sum) in logits.iter_mut().zip(multiply::<S, M, f32, Q>(s, &row[..padded], q)) {
-            logits[slot] = s.sum(sum) * factor;
+        for (logits, sum) in logits.iter_mut().zip(multiply::<S, f32, Q>(s, &row[..padded], q)) {
+            logits[slot] = s.sum(sum);
         }
     }
 }
@@ -454,10 +416,10 @@ fn scores<S: Lanes, M: Form, T: Element, const Q: usize>(
 /// Memory delivers four rows in turns a third more slowly than one row after another (Zen 4). So queries are loaded before the loop, and where
 /// they do not all stay in registers the loop over keys has no fixed length: else the compiler shares loads among keys and reads those in turns.
 #[inline(always)]
-fn scores_of_rows<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>(
+fn scores_of_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
     s: S,
     rows: &WholeRows<'_, T>,
-    (q, factor): (&[f32], f32),
+    q: &[f32],
     count: usize,
     logits: &mut [[f32; STRIP]; SHARE],
 ) {
@@ -473,7 +435,7 @@ fn scores_of_rows<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>
         let mut sums = [[s.zero(); 4]; Q];
         if P > 0 && P * Q <= 8 && slots.len() == 4 {
             for (key, slot) in (slot..slot + 4).enumerate() {
-                let dots = multiply_pairs::<S, M, T, Q, P>(s, rows.at(s, slot), &queries);
+                let dots = multiply_pairs::<S, T, Q, P>(s, rows.at(s, slot), &queries);
                 for i in 0..Q {
                     sums[i][key] = dots[i];
                 }
@@ -481,19 +443,19 @@ fn scores_of_rows<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>
         } else {
             for (key, slot) in slots.clone().enumerate() {
                 let row = rows.at(s, slot);
-                let dots = if P > 0 { multiply_pairs::<S, M, T, Q, P>(s, row, &queries) } else { multiply::<S, M, T, Q>(s, row, q) };
+                let dots = if P > 0 { multiply_pairs::<S, T, Q, P>(s, row, &queries) } else { multiply::<S, T, Q>(s, row, q) };
                 for i in 0..Q {
                     sums[i][key] = dots[i];
                 }
             }
         }
-        write_sums(s, (&sums, factor), slots, logits);
+        write_sums(s, &sums, slots, logits);
     }
 }
 
 /// Lane by lane, what `q·k` of `Q` rows with one key comes to.
 #[inline(always)]
-fn multiply<S: Lanes, M: Form, T: Element, const Q: usize>(s: S, row: &[T], q: &[f32]) -> [S::F; Q] {
+fn multiply<S: Lanes, T: Element, const Q: usize>(s: S, row: &[T], q: &[f32]) -> [S::F; Q] {
     let mut sums = [s.zero(); Q];
     let pairs = row.chunks_exact(2 * S::N);
     let last = pairs.remainder();
@@ -501,13 +463,13 @@ fn multiply<S: Lanes, M: Form, T: Element, const Q: usize>(s: S, row: &[T], q: &
         let [lower, upper] = T::load_two(s, pair);
         for (i, sum) in sums.iter_mut().enumerate() {
             let q = &q[i * row.len() + p * 2 * S::N..];
-            *sum = M::multiply_add(s, s.load(&q[S::N..]), upper, M::multiply_add(s, s.load(q), lower, *sum));
+            *sum = s.mul_add(s.load(&q[S::N..]), upper, s.mul_add(s.load(q), lower, *sum));
         }
     }
     if !last.is_empty() {
         let last = T::load(s, last);
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = M::multiply_add(s, s.load(&q[(i + 1) * row.len() - S::N..]), last, *sum);
+            *sum = s.mul_add(s.load(&q[(i + 1) * row.len() - S::N..]), last, *sum);
         }
     }
     sums
@@ -515,18 +477,14 @@ fn multiply<S: Lanes, M: Form, T: Element, const Q: usize>(s: S, row: &[T], q: &
 
 /// The same of a key of `P` pairs of registers, with queries that are loaded.
 #[inline(always)]
-fn multiply_pairs<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>(
-    s: S,
-    row: &[T],
-    queries: &[[[S::F; 2]; P]; Q],
-) -> [S::F; Q] {
+fn multiply_pairs<S: Lanes, T: Element, const Q: usize, const P: usize>(s: S, row: &[T], queries: &[[[S::F; 2]; P]; Q]) -> [S::F; Q] {
     let row = &row[..P * 2 * S::N];
     let mut sums = [s.zero(); Q];
     for p in 0..P {
         let pair = T::load_two(s, &row[p * 2 * S::N..]);
         for half in 0..2 {
             for i in 0..Q {
-                sums[i] = M::multiply_add(s, queries[i][p][half], pair[half], sums[i]);
+                sums[i] = s.mul_add(queries[i][p][half], pair[half], sums[i]);
             }
         }
     }
@@ -535,18 +493,12 @@ fn multiply_pairs<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>
 
 /// Writes the sums over lanes of up to four keys' products with every row.
 #[inline(always)]
-fn write_sums<S: Lanes, const Q: usize>(
-    s: S,
-    (sums, factor): (&[[S::F; 4]; Q], f32),
-    slots: Range<usize>,
-    logits: &mut [[f32; STRIP]; SHARE],
-) {
+fn write_sums<S: Lanes, const Q: usize>(s: S, sums: &[[S::F; 4]; Q], slots: Range<usize>, logits: &mut [[f32; STRIP]; SHARE]) {
     let rows = S::N / 4;
     if Q < rows {
         for (logits, sums) in logits.iter_mut().zip(sums) {
             let mut found = [0.0; 4];
             s.sum_four(*sums, &mut found);
-            let found = found.map(|x| x * factor);
             logits[slots.clone()].copy_from_slice(&found[..slots.len()]);
         }
         return;
@@ -556,7 +508,7 @@ fn write_sums<S: Lanes, const Q: usize>(
         for at in 0..S::N {
             registers[at] = sums[first + at / 4][at % 4];
         }
-        s.store(&mut found, s.mul(s.sums(&registers), s.splat(factor)));
+        s.store(&mut found, s.sums(&registers));
         for i in 0..rows {
             logits[first + i][slots.clone()].copy_from_slice(&found[i * 4..][..slots.len()]);
         }
