@@ -712,7 +712,8 @@ where
 #[test]
 fn inputs_in_any_layout_give_the_bits_of_their_copies() {
     let tiled = Dims { batch: 2, ..sizes([4, 2], [37, 70], [16, 32]) };
-    for dims in [tiled, Dims { batch: 2, ..sizes([2, 1], [3, 70], [20, 16]) }] {
+    let few = [sizes([2, 1], [3, 70], [20, 16]), sizes([4, 2], [2, 70], [64, 96]), sizes([2, 2], [1, 70], [33, 40])];
+    for dims in [tiled].into_iter().chain(few.map(|dims| Dims { batch: 2, ..dims })) {
         layouts_keep_bits::<f32>(dims);
         layouts_keep_bits::<bf16>(dims);
         layouts_keep_bits::<f16>(dims);

@@ -8,14 +8,18 @@
 //! more, *guarded*: a value that is not finite is added to the rows that see it only.
 
 use super::dropout::Mask;
+use super::forward::takes_pairs;
+use super::pack::pair_neighbours;
 use crate::par::Jobs;
 use crate::problem::Output;
 use crate::sight::Scope;
-use crate::simd::{Aligned, LINE, Lanes, MOST_LANES, Task, asks_early, dispatch};
+use crate::simd::{Aligned, Form, LINE, Lanes, MOST_LANES, Pairs, Singles, Task, asks_early, dispatch};
 use crate::view::{DisjointRows, Element, Strided, StridedMut, View};
 use crate::{Par, Problem};
+use half::bf16;
 use std::cell::RefCell;
 use std::f32::consts::LOG2_E;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Keys of a part.
@@ -35,8 +39,13 @@ pub(super) fn suits(problem: &Problem<'_>) -> bool {
     dims.queries * dims.group() <= FEW && dims.keys > 0 && dims.queries > 0 && problem.sight.offsets.is_none()
 }
 
-/// Runs the decode path; shapes are checked.
+/// Runs the decode path; shapes are checked. Queries and keys of bf16 are multiplied in pairs where that is faster.
 pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
+    if takes_pairs(problem, par) { run_in::<Pairs>(problem, out, par) } else { run_in::<Singles>(problem, out, par) }
+}
+
+/// The same with products of one form.
+fn run_in<M: Form>(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
     let dims = problem.dims;
     let rows = dims.queries * dims.group();
     let parts = dims.keys.div_ceil(PART);
@@ -47,7 +56,8 @@ pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
     let pieces: Vec<Range<usize>> = (0..parts).map(|part| part..part + 1).collect();
     let shared = Shared { problem, parts: DisjointRows::new(&mut partial, &pieces) };
     par.run(caches * parts, super::flops(problem), |jobs| {
-        SCRATCH.with_borrow_mut(|scratch| dispatch(par.level_in_use(), Worker { shared: &shared, jobs, scratch }));
+        SCRATCH
+            .with_borrow_mut(|scratch| M::dispatch(par.level_in_use(), Worker::<M> { shared: &shared, jobs, scratch, form: PhantomData }));
     });
     drop(shared);
     dispatch(par.level_in_use(), Merge { problem, values: &values, parts, out });
@@ -71,13 +81,14 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-struct Worker<'a> {
+struct Worker<'a, M> {
     shared: &'a Shared<'a>,
     jobs: &'a Jobs<'a>,
     scratch: &'a mut Scratch,
+    form: PhantomData<M>,
 }
 
-impl Task for Worker<'_> {
+impl<M: Form> Task for Worker<'_, M> {
     type Output = ();
 
     #[inline(always)]
@@ -100,9 +111,9 @@ impl Task for Worker<'_> {
                 let keys = part * PART..dims.keys.min((part + 1) * PART);
                 let mut part = Part { problem, scope: &scope, b, g, first, count, keys, guarded: false };
                 let out = &mut out[first * (dims.dv + 2)..(first + count) * (dims.dv + 2)];
-                if !part.attend(s, &mut *self.scratch, out) {
+                if !part.attend::<S, M>(s, &mut *self.scratch, out) {
                     part.guarded = true;
-                    part.attend(s, &mut *self.scratch, out);
+                    part.attend::<S, M>(s, &mut *self.scratch, out);
                 }
             }
         }
@@ -132,32 +143,32 @@ impl Part<'_> {
 
     /// Leaves output, maximum and sum of every row in `out`; whether all outputs are finite.
     #[inline(always)]
-    fn attend<S: Lanes>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) -> bool {
+    fn attend<S: Lanes, M: Form>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) -> bool {
         match (self.problem.k, self.problem.v) {
-            (View::F32(k), View::F32(v)) => self.attend_to(s, (k, v), scratch, out),
-            (View::Bf16(k), View::Bf16(v)) => self.attend_to(s, (k, v), scratch, out),
-            (View::F16(k), View::F16(v)) => self.attend_to(s, (k, v), scratch, out),
+            (View::F32(k), View::F32(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
+            (View::Bf16(k), View::Bf16(v)) if M::PER_LANE == 2 => self.attend_to::<S, M, _, _>(s, (Neighbours(k), v), scratch, out),
+            (View::Bf16(k), View::Bf16(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
+            (View::F16(k), View::F16(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
             _ => unreachable!("k and v share a dtype"),
         }
     }
 
     #[inline(always)]
-    fn attend_to<S: Lanes, T: Element>(
+    fn attend_to<'a, S: Lanes, M: Form, K: Stored<'a>, T: Element>(
         &self,
         s: S,
-        (k, v): (Strided<'_, T>, Strided<'_, T>),
+        (k, v): (K, Strided<'a, T>),
         scratch: &mut Scratch,
         out: &mut [f32],
     ) -> bool {
         let dims = &self.problem.dims;
-        let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-        let (order_k, order_v) = (Order::of(s, &k), Order::of(s, &v));
+        let (mut k, mut values) = (Cache::of(s, k), Cache::of(s, v));
+        let (dk, dv) = (k.width, values.width);
         let q = scratch.q.take(SHARE * dk);
-        self.stage_queries(s, order_k.as_ref(), q);
+        let factor = self.stage_queries::<S, M>(s, Order::of::<S, K::Element>(s), q);
         let o = scratch.o.take(SHARE * dv);
         o.fill(0.0);
-        let row = scratch.row.take(dk.max(dv));
-        row.fill(0.0);
+        let row = scratch.row.take(dv);
         let mut softmax = Softmax { maximum: [f32::NEG_INFINITY; SHARE], sum: [0.0; SHARE], o };
         let keys = self.keys.start.max(self.scope.keys.start)..self.keys.end.min(self.scope.keys.end);
         let mut positions = [0; SHARE];
@@ -168,12 +179,13 @@ impl Part<'_> {
         for range in self.scope.candidates(low, high) {
             let range = range.start.max(keys.start)..range.end.min(keys.end);
             if !range.is_empty() {
-                s.vectorize(Sweep { part: self, k, v, q, range, row, softmax: &mut softmax });
+                let caches = (&mut k, &mut values);
+                s.vectorize(Sweep { part: self, caches, q: (q, factor), range, row, softmax: &mut softmax, form: PhantomData::<M> });
             }
         }
         for (i, to) in out.chunks_exact_mut(dims.dv + 2).enumerate() {
             let o = &mut softmax.o[i * dv..(i + 1) * dv];
-            if let (Some(order), false) = (&order_v, self.guarded) {
+            if let (Some(order), false) = (Order::of::<S, T>(s), self.guarded) {
                 order.restore(o);
             }
             copy(s, o, &mut to[..dims.dv]);
@@ -183,23 +195,29 @@ impl Part<'_> {
         super::pack::is_finite(s, &softmax.o[..self.count * dv])
     }
 
-    /// The query rows in f32, scaled, in the order in which keys are loaded; zeros in place of absent ones.
+    /// The query rows as products of `M` take them, in the order in which keys are loaded, with zeros in place of absent ones; what the
+    /// products are still to be multiplied by, as pairs stay as they stand.
     #[inline(always)]
-    fn stage_queries<S: Lanes>(&self, s: S, order: Option<&Order>, q: &mut [f32]) {
+    fn stage_queries<S: Lanes, M: Form>(&self, s: S, order: Option<Order>, q: &mut [f32]) -> f32 {
         let dk = q.len() / SHARE;
         q.fill(0.0);
         let factor = if self.problem.softcap().is_some() { self.problem.scale() } else { self.problem.scale() * LOG2_E };
         for (i, q) in q.chunks_exact_mut(dk).enumerate().take(self.count) {
             let [h, n] = self.place(self.first + i);
+            if let (View::Bf16(from), 2) = (self.problem.q, M::PER_LANE) {
+                pair_neighbours(&from, [self.b, h, n], &mut q[..M::rows(self.problem.dims.dk)]);
+                continue;
+            }
             self.problem.q.widen_row(s, [self.b, h, n], q);
             for x in q.chunks_exact_mut(S::N) {
                 let scaled = s.mul(s.load(x), s.splat(factor));
                 s.store(x, scaled);
             }
-            if let Some(order) = order {
+            if let Some(order) = &order {
                 order.arrange(q);
             }
         }
+        if M::PER_LANE == 2 { factor } else { 1.0 }
     }
 }
 
@@ -226,8 +244,8 @@ struct Order {
 impl Order {
     /// None where rows are loaded as they stand.
     #[inline(always)]
-    fn of<S: Lanes, T: Element>(s: S, rows: &Strided<'_, T>) -> Option<Self> {
-        if T::as_f32(&[]).is_some() || !are_whole::<S, T>(rows) {
+    fn of<S: Lanes, T: Element>(s: S) -> Option<Self> {
+        if T::as_f32(&[]).is_some() {
             return None;
         }
         let (mut count, mut places) = ([T::default(); 2 * MOST_LANES], [0.0f32; 2 * MOST_LANES]);
@@ -267,12 +285,6 @@ impl Order {
     }
 }
 
-/// Whether rows are loaded where they stand, two registers at a time and perhaps one at the end: those of whole registers.
-#[inline(always)]
-fn are_whole<S: Lanes, T: Element>(rows: &Strided<'_, T>) -> bool {
-    rows.shape()[3].is_multiple_of(S::N) && rows.has_rows()
-}
-
 /// Running softmax of up to four rows.
 struct Softmax<'a> {
     maximum: [f32; SHARE],
@@ -281,31 +293,33 @@ struct Softmax<'a> {
 }
 
 /// Some keys of one part, in strips.
-struct Sweep<'a, 'b, T> {
+struct Sweep<'a, 'b, 'c, M, K: Stored<'c>, T: Element> {
     part: &'a Part<'a>,
-    k: Strided<'a, T>,
-    v: Strided<'a, T>,
-    q: &'a [f32],
+    caches: (&'a mut Cache<'c, K>, &'a mut Cache<'c, Strided<'c, T>>),
+    /// Query rows, and what is still to multiply their products by.
+    q: (&'a [f32], f32),
     range: Range<usize>,
-    /// Room for one row that does not stand in order.
+    /// Room for a row of values in f32.
     row: &'a mut [f32],
     softmax: &'a mut Softmax<'b>,
+    form: PhantomData<M>,
 }
 
-impl<T: Element> Task for Sweep<'_, '_, T> {
+impl<'c, M: Form, K: Stored<'c>, T: Element> Task for Sweep<'_, '_, 'c, M, K, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let Sweep { part, k, v, q, range, row, softmax } = self;
+        let Sweep { part, caches: (k, v), q, range, row, softmax, .. } = self;
         let at = [part.b, part.g];
         for start in range.clone().step_by(STRIP) {
             let strip = start..range.end.min(start + STRIP);
             let mut logits = [[f32::NEG_INFINITY; STRIP]; SHARE];
+            let rows = k.strip(s, at, strip.clone());
             match part.count {
-                1 => scores::<S, T, 1>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
-                2 => scores::<S, T, 2>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
-                _ => scores::<S, T, 4>(s, (&k, at), q, (strip.clone(), &mut *row), &mut logits),
+                1 => scores::<S, M, K::Element, 1>(s, &rows, q, strip.len(), &mut logits),
+                2 => scores::<S, M, K::Element, 2>(s, &rows, q, strip.len(), &mut logits),
+                _ => scores::<S, M, K::Element, 4>(s, &rows, q, strip.len(), &mut logits),
             }
             part.finish_scores(&strip, &mut logits);
             let mut weights = [[0.0f32; STRIP]; SHARE];
@@ -314,13 +328,14 @@ impl<T: Element> Task for Sweep<'_, '_, T> {
             }
             part.drop_weights(&strip, &mut weights);
             if part.guarded {
-                gather_guarded(s, (&v, at), (&weights, &logits), (strip, &mut *row), softmax.o);
+                gather_guarded(s, (&v.rows, at), (&weights, &logits), (strip, &mut *row), softmax.o);
                 continue;
             }
+            let (rows, weights) = (v.strip(s, at, strip.clone()), (&weights, strip.len()));
             match part.count {
-                1 => gather::<S, T, 1>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
-                2 => gather::<S, T, 2>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
-                _ => gather::<S, T, 4>(s, (&v, at), &weights, (strip, &mut *row), softmax.o),
+                1 => gather::<S, T, 1>(s, &rows, weights, softmax.o),
+                2 => gather::<S, T, 2>(s, &rows, weights, softmax.o),
+                _ => gather::<S, T, 4>(s, &rows, weights, softmax.o),
             }
         }
     }
@@ -383,31 +398,19 @@ impl Part<'_> {
 
 /// `q·k` of `Q` rows with every key of a strip.
 #[inline(always)]
-fn scores<S: Lanes, T: Element, const Q: usize>(
+fn scores<S: Lanes, M: Form, T: Element, const Q: usize>(
     s: S,
-    (k, [b, g]): (&Strided<'_, T>, [usize; 2]),
-    q: &[f32],
-    (strip, row): (Range<usize>, &mut [f32]),
+    rows: &WholeRows<'_, T>,
+    q: (&[f32], f32),
+    count: usize,
     logits: &mut [[f32; STRIP]; SHARE],
 ) {
-    let width = k.shape()[3];
-    let padded = width.next_multiple_of(S::N);
-    if let Some(rows) = WholeRows::of(s, k, [b, g], &strip) {
-        let count = strip.len();
-        return match (width / (2 * S::N), width % (2 * S::N)) {
-            (1, 0) => scores_of_rows::<S, T, Q, 1>(s, &rows, q, count, logits),
-            (2, 0) => scores_of_rows::<S, T, Q, 2>(s, &rows, q, count, logits),
-            (3, 0) => scores_of_rows::<S, T, Q, 3>(s, &rows, q, count, logits),
-            (4, 0) => scores_of_rows::<S, T, Q, 4>(s, &rows, q, count, logits),
-            _ => scores_of_rows::<S, T, Q, 0>(s, &rows, q, count, logits),
-        };
-    }
-    for slot in 0..strip.len() {
-        k.widen_row(s, [b, g, strip.start + slot], row);
-        row[width..padded].fill(0.0);
-        for (logits, sum) in logits.iter_mut().zip(multiply::<S, f32, Q>(s, &row[..padded], q)) {
-            logits[slot] = s.sum(sum);
-        }
+    match (rows.width / (2 * S::N), rows.width % (2 * S::N)) {
+        (1, 0) => scores_of_rows::<S, M, T, Q, 1>(s, rows, q, count, logits),
+        (2, 0) => scores_of_rows::<S, M, T, Q, 2>(s, rows, q, count, logits),
+        (3, 0) => scores_of_rows::<S, M, T, Q, 3>(s, rows, q, count, logits),
+        (4, 0) => scores_of_rows::<S, M, T, Q, 4>(s, rows, q, count, logits),
+        _ => scores_of_rows::<S, M, T, Q, 0>(s, rows, q, count, logits),
     }
 }
 
@@ -416,10 +419,10 @@ fn scores<S: Lanes, T: Element, const Q: usize>(
 /// Memory delivers four rows in turns a third more slowly than one row after another (Zen 4). So queries are loaded before the loop, and where
 /// they do not all stay in registers the loop over keys has no fixed length: else the compiler shares loads among keys and reads those in turns.
 #[inline(always)]
-fn scores_of_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
+fn scores_of_rows<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>(
     s: S,
     rows: &WholeRows<'_, T>,
-    q: &[f32],
+    (q, factor): (&[f32], f32),
     count: usize,
     logits: &mut [[f32; STRIP]; SHARE],
 ) {
@@ -435,7 +438,7 @@ fn scores_of_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
         let mut sums = [[s.zero(); 4]; Q];
         if P > 0 && P * Q <= 8 && slots.len() == 4 {
             for (key, slot) in (slot..slot + 4).enumerate() {
-                let dots = multiply_pairs::<S, T, Q, P>(s, rows.at(s, slot), &queries);
+                let dots = multiply_pairs::<S, M, T, Q, P>(s, rows.at(s, slot), &queries);
                 for i in 0..Q {
                     sums[i][key] = dots[i];
                 }
@@ -443,19 +446,19 @@ fn scores_of_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
         } else {
             for (key, slot) in slots.clone().enumerate() {
                 let row = rows.at(s, slot);
-                let dots = if P > 0 { multiply_pairs::<S, T, Q, P>(s, row, &queries) } else { multiply::<S, T, Q>(s, row, q) };
+                let dots = if P > 0 { multiply_pairs::<S, M, T, Q, P>(s, row, &queries) } else { multiply::<S, M, T, Q>(s, row, q) };
                 for i in 0..Q {
                     sums[i][key] = dots[i];
                 }
             }
         }
-        write_sums(s, &sums, slots, logits);
+        write_sums(s, (&sums, factor), slots, logits);
     }
 }
 
 /// Lane by lane, what `q·k` of `Q` rows with one key comes to.
 #[inline(always)]
-fn multiply<S: Lanes, T: Element, const Q: usize>(s: S, row: &[T], q: &[f32]) -> [S::F; Q] {
+fn multiply<S: Lanes, M: Form, T: Element, const Q: usize>(s: S, row: &[T], q: &[f32]) -> [S::F; Q] {
     let mut sums = [s.zero(); Q];
     let pairs = row.chunks_exact(2 * S::N);
     let last = pairs.remainder();
@@ -463,13 +466,13 @@ fn multiply<S: Lanes, T: Element, const Q: usize>(s: S, row: &[T], q: &[f32]) ->
         let [lower, upper] = T::load_two(s, pair);
         for (i, sum) in sums.iter_mut().enumerate() {
             let q = &q[i * row.len() + p * 2 * S::N..];
-            *sum = s.mul_add(s.load(&q[S::N..]), upper, s.mul_add(s.load(q), lower, *sum));
+            *sum = M::multiply_add(s, s.load(&q[S::N..]), upper, M::multiply_add(s, s.load(q), lower, *sum));
         }
     }
     if !last.is_empty() {
         let last = T::load(s, last);
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = s.mul_add(s.load(&q[(i + 1) * row.len() - S::N..]), last, *sum);
+            *sum = M::multiply_add(s, s.load(&q[(i + 1) * row.len() - S::N..]), last, *sum);
         }
     }
     sums
@@ -477,14 +480,18 @@ fn multiply<S: Lanes, T: Element, const Q: usize>(s: S, row: &[T], q: &[f32]) ->
 
 /// The same of a key of `P` pairs of registers, with queries that are loaded.
 #[inline(always)]
-fn multiply_pairs<S: Lanes, T: Element, const Q: usize, const P: usize>(s: S, row: &[T], queries: &[[[S::F; 2]; P]; Q]) -> [S::F; Q] {
+fn multiply_pairs<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>(
+    s: S,
+    row: &[T],
+    queries: &[[[S::F; 2]; P]; Q],
+) -> [S::F; Q] {
     let row = &row[..P * 2 * S::N];
     let mut sums = [s.zero(); Q];
     for p in 0..P {
         let pair = T::load_two(s, &row[p * 2 * S::N..]);
         for half in 0..2 {
             for i in 0..Q {
-                sums[i] = s.mul_add(queries[i][p][half], pair[half], sums[i]);
+                sums[i] = M::multiply_add(s, queries[i][p][half], pair[half], sums[i]);
             }
         }
     }
@@ -493,12 +500,18 @@ fn multiply_pairs<S: Lanes, T: Element, const Q: usize, const P: usize>(s: S, ro
 
 /// Writes the sums over lanes of up to four keys' products with every row.
 #[inline(always)]
-fn write_sums<S: Lanes, const Q: usize>(s: S, sums: &[[S::F; 4]; Q], slots: Range<usize>, logits: &mut [[f32; STRIP]; SHARE]) {
+fn write_sums<S: Lanes, const Q: usize>(
+    s: S,
+    (sums, factor): (&[[S::F; 4]; Q], f32),
+    slots: Range<usize>,
+    logits: &mut [[f32; STRIP]; SHARE],
+) {
     let rows = S::N / 4;
     if Q < rows {
         for (logits, sums) in logits.iter_mut().zip(sums) {
             let mut found = [0.0; 4];
             s.sum_four(*sums, &mut found);
+            let found = found.map(|x| x * factor);
             logits[slots.clone()].copy_from_slice(&found[..slots.len()]);
         }
         return;
@@ -508,32 +521,105 @@ fn write_sums<S: Lanes, const Q: usize>(s: S, sums: &[[S::F; 4]; Q], slots: Rang
         for at in 0..S::N {
             registers[at] = sums[first + at / 4][at % 4];
         }
-        s.store(&mut found, s.sums(&registers));
+        s.store(&mut found, s.mul(s.sums(&registers), s.splat(factor)));
         for i in 0..rows {
             logits[first + i][slots.clone()].copy_from_slice(&found[i * 4..][..slots.len()]);
         }
     }
 }
 
-/// Rows of a cache that are loaded where they stand.
-struct WholeRows<'a, T> {
-    values: &'a [T],
-    stride: usize,
+/// Rows of a cache as they are stored, and as products read them.
+trait Stored<'a>: Copy {
+    type Element: Element;
+
+    /// Elements of a row.
+    fn width(&self) -> usize;
+    /// The rows where they stand, if they can be read there.
+    fn standing(&self) -> Option<Strided<'a, Self::Element>>;
+    /// Writes row `at = [b, g, n]`.
+    fn write(&self, at: [usize; 3], into: &mut [Self::Element]);
+}
+
+impl<'a, T: Element> Stored<'a> for Strided<'a, T> {
+    type Element = T;
+
+    fn width(&self) -> usize {
+        self.shape()[3]
+    }
+    fn standing(&self) -> Option<Strided<'a, T>> {
+        Some(*self)
+    }
+    #[inline(always)]
+    fn write(&self, [b, g, n]: [usize; 3], into: &mut [T]) {
+        match self.row(b, g, n) {
+            Some(row) => into.copy_from_slice(row),
+            None => into.iter_mut().enumerate().for_each(|(d, to)| *to = self.at([b, g, n, d])),
+        }
+    }
+}
+
+/// Rows of bf16 as pairs of neighbours.
+#[derive(Clone, Copy)]
+struct Neighbours<'a>(Strided<'a, bf16>);
+
+impl<'a> Stored<'a> for Neighbours<'a> {
+    type Element = f32;
+
+    fn width(&self) -> usize {
+        Pairs::rows(self.0.shape()[3])
+    }
+    fn standing(&self) -> Option<Strided<'a, f32>> {
+        self.0.as_pairs()
+    }
+    #[inline(always)]
+    fn write(&self, at: [usize; 3], into: &mut [f32]) {
+        pair_neighbours(&self.0, at, into);
+    }
+}
+
+/// The rows of a cache in strips of whole registers: where they stand if they do so, else copied and padded with zeros, so that the sums
+/// are the same wherever they lie.
+struct Cache<'a, C: Stored<'a>> {
+    rows: C,
+    standing: Option<Strided<'a, C::Element>>,
     width: usize,
+    room: Aligned<C::Element>,
     /// Whether rows are asked for [`AHEAD`] rows before they are read.
     early: bool,
 }
 
-impl<'a, T: Element> WholeRows<'a, T> {
+impl<'a, C: Stored<'a>> Cache<'a, C> {
     #[inline(always)]
-    fn of<S: Lanes>(_: S, rows: &Strided<'a, T>, [b, g]: [usize; 2], strip: &Range<usize>) -> Option<Self> {
-        if !are_whole::<S, T>(rows) {
-            return None;
-        }
-        let (values, stride) = rows.rows(b, g, strip.clone())?;
-        Some(WholeRows { values, stride, width: rows.shape()[3], early: asks_early() })
+    fn of<S: Lanes>(_: S, rows: C) -> Self {
+        let width = rows.width().next_multiple_of(S::N);
+        let standing = rows.standing().filter(|standing| rows.width() == width && standing.has_rows());
+        Cache { rows, standing, width, room: Aligned::new(), early: asks_early() }
     }
 
+    #[inline(always)]
+    fn strip<S: Lanes>(&mut self, _: S, [b, g]: [usize; 2], strip: Range<usize>) -> WholeRows<'_, C::Element> {
+        let (width, early) = (self.width, self.early);
+        if let Some((values, stride)) = self.standing.and_then(|standing| standing.rows(b, g, strip.clone())) {
+            return WholeRows { values, stride, width, early };
+        }
+        let values = self.room.take(STRIP * width);
+        for (row, n) in values.chunks_exact_mut(width).zip(strip) {
+            self.rows.write([b, g, n], &mut row[..self.rows.width()]);
+        }
+        WholeRows { values, stride: width, width, early: false }
+    }
+}
+
+/// Rows that are loaded where they stand, two registers at a time and perhaps one at the end.
+struct WholeRows<'a, T> {
+    values: &'a [T],
+    stride: usize,
+    width: usize,
+    /// See [`Cache::early`].
+    early: bool,
+}
+
+impl<'a, T: Element> WholeRows<'a, T> {
     /// A row; asks for the one some rows after it, where that pays.
     #[inline(always)]
     fn at<S: Lanes>(&self, s: S, row: usize) -> &'a [T] {
@@ -586,44 +672,23 @@ impl Softmax<'_> {
 
 /// Adds the weighted values of a strip to `Q` outputs.
 #[inline(always)]
-fn gather<S: Lanes, T: Element, const Q: usize>(
-    s: S,
-    (v, [b, g]): (&Strided<'_, T>, [usize; 2]),
-    weights: &[[f32; STRIP]; SHARE],
-    (strip, row): (Range<usize>, &mut [f32]),
-    o: &mut [f32],
-) {
-    let width = v.shape()[3];
-    let padded = width.next_multiple_of(S::N);
-    if let Some(rows) = WholeRows::of(s, v, [b, g], &strip) {
-        let weighted = (weights, strip.len());
-        let mut d = 0;
-        while d + 8 * S::N <= width {
-            gather_pairs::<S, T, Q, 4>(s, &rows, d, weighted, (o, padded));
-            d += 8 * S::N;
-        }
-        if d + 4 * S::N <= width {
-            gather_pairs::<S, T, Q, 2>(s, &rows, d, weighted, (o, padded));
-            d += 4 * S::N;
-        }
-        if d + 2 * S::N <= width {
-            gather_pairs::<S, T, Q, 1>(s, &rows, d, weighted, (o, padded));
-            d += 2 * S::N;
-        }
-        if d < width {
-            gather_last::<S, T, Q>(s, &rows, d, weighted, (o, padded));
-        }
-        return;
+fn gather<S: Lanes, T: Element, const Q: usize>(s: S, rows: &WholeRows<'_, T>, weights: (&[[f32; STRIP]; SHARE], usize), o: &mut [f32]) {
+    let width = rows.width;
+    let mut d = 0;
+    while d + 8 * S::N <= width {
+        gather_pairs::<S, T, Q, 4>(s, rows, d, weights, o);
+        d += 8 * S::N;
     }
-    for slot in 0..strip.len() {
-        v.widen_row(s, [b, g, strip.start + slot], row);
-        row[width..padded].fill(0.0);
-        for (i, weights) in weights.iter().enumerate().take(Q) {
-            for d in (0..padded).step_by(S::N) {
-                let sum = s.mul_add(s.splat(weights[slot]), s.load(&row[d..]), s.load(&o[i * padded + d..]));
-                s.store(&mut o[i * padded + d..], sum);
-            }
-        }
+    if d + 4 * S::N <= width {
+        gather_pairs::<S, T, Q, 2>(s, rows, d, weights, o);
+        d += 4 * S::N;
+    }
+    if d + 2 * S::N <= width {
+        gather_pairs::<S, T, Q, 1>(s, rows, d, weights, o);
+        d += 2 * S::N;
+    }
+    if d < width {
+        gather_last::<S, T, Q>(s, rows, d, weights, o);
     }
 }
 
@@ -662,14 +727,14 @@ fn gather_pairs<S: Lanes, T: Element, const Q: usize, const P: usize>(
     rows: &WholeRows<'_, T>,
     d: usize,
     (weights, count): (&[[f32; STRIP]; SHARE], usize),
-    (o, padded): (&mut [f32], usize),
+    o: &mut [f32],
 ) {
     if P < 4 || Q < 2 {
-        return gather_rows::<S, T, Q, P>(s, rows, d, (weights.first_chunk().expect("four rows"), count), (o, padded));
+        return gather_rows::<S, T, Q, P>(s, rows, d, (weights.first_chunk().expect("four rows"), count), o);
     }
     let (twos, _) = weights[..Q].as_chunks();
-    for (weights, o) in twos.iter().zip(o.chunks_exact_mut(2 * padded)) {
-        gather_rows::<S, T, 2, P>(s, rows, d, (weights, count), (o, padded));
+    for (weights, o) in twos.iter().zip(o.chunks_exact_mut(2 * rows.width)) {
+        gather_rows::<S, T, 2, P>(s, rows, d, (weights, count), o);
     }
 }
 
@@ -680,10 +745,10 @@ fn gather_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
     rows: &WholeRows<'_, T>,
     d: usize,
     (weights, count): (&[[f32; STRIP]; Q], usize),
-    (o, padded): (&mut [f32], usize),
+    o: &mut [f32],
 ) {
     let mut sums = [[[s.zero(); 2]; P]; Q];
-    for (sums, o) in sums.iter_mut().zip(o.chunks_exact(padded)) {
+    for (sums, o) in sums.iter_mut().zip(o.chunks_exact(rows.width)) {
         for (sum, o) in sums.iter_mut().zip(o[d..].chunks_exact(2 * S::N)) {
             *sum = [s.load(o), s.load(&o[S::N..])];
         }
@@ -701,7 +766,7 @@ fn gather_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
         }
         slot += 1;
     }
-    for (sums, o) in sums.iter().zip(o.chunks_exact_mut(padded)) {
+    for (sums, o) in sums.iter().zip(o.chunks_exact_mut(rows.width)) {
         for (sum, o) in sums.iter().zip(o[d..].chunks_exact_mut(2 * S::N)) {
             s.store(o, sum[0]);
             s.store(&mut o[S::N..], sum[1]);
@@ -716,9 +781,9 @@ fn gather_last<S: Lanes, T: Element, const Q: usize>(
     rows: &WholeRows<'_, T>,
     d: usize,
     (weights, count): (&[[f32; STRIP]; SHARE], usize),
-    (o, padded): (&mut [f32], usize),
+    o: &mut [f32],
 ) {
-    for (weights, o) in weights[..Q].iter().zip(o.chunks_exact_mut(padded)) {
+    for (weights, o) in weights[..Q].iter().zip(o.chunks_exact_mut(rows.width)) {
         let mut sum = s.load(&o[d..]);
         for (slot, weight) in weights[..count].iter().enumerate() {
             sum = s.mul_add(s.splat(*weight), T::load(s, &rows.at(s, slot)[d..]), sum);

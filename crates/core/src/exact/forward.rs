@@ -36,12 +36,12 @@ pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
     if takes_pairs(problem, par) { run_in::<Pairs>(problem, out, par) } else { run_in::<Singles>(problem, out, par) }
 }
 
-/// Whether this pass multiplies pairs of bf16: where that is faster, and keys do not come and go one by one among the queries of a block,
-/// which would leave no pairs in order. Few queries are never taken in tiles.
+/// Whether products of queries and keys are those of pairs of bf16: where that is faster, and keys do not come and go one by one among the
+/// queries of a block, which would leave no pairs in order. Few queries, which are not taken in blocks, do not mind.
 pub(super) fn takes_pairs(problem: &Problem<'_>, par: Par) -> bool {
     let of_pairs = matches!((problem.q, problem.v), (View::Bf16(_), View::Bf16(_)));
     let in_order = problem.sight.until.is_none() && problem.sight.positions.is_none();
-    par.multiplies_pairs() && of_pairs && in_order && !super::decode::suits(problem)
+    par.multiplies_pairs() && of_pairs && (in_order || super::decode::suits(problem))
 }
 
 /// The same with operands of one form.

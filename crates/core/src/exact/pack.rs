@@ -136,8 +136,9 @@ fn paired_along<'a, S: Lanes>(
     Rows { data: scratch, stride }
 }
 
+/// A row as pairs of neighbours, the last one of an odd width with zero.
 #[inline(always)]
-fn pair_neighbours(view: &Strided<'_, bf16>, [b, g, n]: [usize; 3], into: &mut [f32]) {
+pub(super) fn pair_neighbours(view: &Strided<'_, bf16>, [b, g, n]: [usize; 3], into: &mut [f32]) {
     let width = view.shape()[3];
     if let Some(row) = view.row(b, g, n) {
         let (pairs, last) = row.as_chunks::<2>();
