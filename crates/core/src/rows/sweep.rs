@@ -3,7 +3,7 @@
 
 use super::matrix::{Matrix, MatrixMut};
 use crate::par::Jobs;
-use crate::simd::{Aligned, LINE, Lanes, MOST_LANES, Task, dispatch};
+use crate::simd::{Aligned, Form, LINE, Lanes, MOST_LANES, Pairs, Task, dispatch};
 use crate::view::{Claim, DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
@@ -19,6 +19,9 @@ const COST: f64 = 16.0;
 
 /// Work on blocks of rows.
 pub(crate) trait Sweep: Sync {
+    /// Whether results are bf16, which some processors round at once.
+    const ROUNDS: bool = false;
+
     /// Does the block of this number. The scratch is the thread's own and holds whatever was left in it.
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, scratch: &mut Aligned<f32>);
 }
@@ -34,8 +37,13 @@ pub(crate) fn pieces(end: usize, size: usize) -> Vec<Range<usize>> {
 }
 
 /// Does every block, on as many threads as `elements` are worth.
-pub(crate) fn sweep(work: &impl Sweep, blocks: &[Range<usize>], elements: usize, par: Par) {
-    par.run_in_shares(blocks.len(), elements as f64 * COST, |jobs| dispatch(par.level_in_use(), Worker { work, blocks, jobs }));
+pub(crate) fn sweep<W: Sweep>(work: &W, blocks: &[Range<usize>], elements: usize, par: Par) {
+    par.run_in_shares(blocks.len(), elements as f64 * COST, |jobs| in_lanes(Worker { work, blocks, jobs }, par));
+}
+
+fn in_lanes<W: Sweep>(worker: Worker<'_, W>, par: Par) {
+    let level = par.level_in_use();
+    if W::ROUNDS && par.multiplies_pairs() { Pairs::dispatch(level, worker) } else { dispatch(level, worker) }
 }
 
 struct Worker<'a, W> {
@@ -194,6 +202,8 @@ struct EachElement<'a, T, E, const I: usize, const O: usize> {
 }
 
 impl<T: Element, E: Each<I, O>, const I: usize, const O: usize> Sweep for EachElement<'_, T, E, I, O> {
+    const ROUNDS: bool = T::PAIRS;
+
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let mut claims = self.into.each_ref().map(|rows| rows.claim(0, 0, block));

@@ -71,9 +71,28 @@ impl<const PAIRS: bool> Avx512<PAIRS> {
         proven!(_mm512_mask_add_epi32(_mm512_set1_epi32(QUIET), number, bits, half))
     }
 
+    /// Whether all lanes are rounded as they ought to be by the instruction for it, which takes numbers below 2^-126 for zero.
+    #[inline(always)]
+    fn rounds_at_once(self, [first, second]: [__m512; 2]) -> bool {
+        const DENORMAL: i32 = 0x20;
+        PAIRS && proven!(_mm512_fpclass_ps_mask::<DENORMAL>(first)) | proven!(_mm512_fpclass_ps_mask::<DENORMAL>(second)) == 0
+    }
+
+    /// Both rounded to bf16 by that instruction, the first in the lower half of each lane.
+    #[inline(always)]
+    fn halves_at_once(self, [first, second]: [__m512; 2]) -> __m512i {
+        let halves = proven!(_mm512_cvtne2ps_pbh(second, first));
+        // SAFETY: both are 64 bytes that may hold anything.
+        let halves = unsafe { std::mem::transmute::<__m512bh, __m512i>(halves) };
+        proven!(_mm512_permutexvar_epi16(ZIPPED, halves))
+    }
+
     /// Both rounded to bf16, the first in the lower half of each lane.
     #[inline(always)]
     fn halves(self, [first, second]: [__m512; 2]) -> __m512i {
+        if self.rounds_at_once([first, second]) {
+            return self.halves_at_once([first, second]);
+        }
         let lower = proven!(_mm512_srli_epi32::<16>(self.rounded(first)));
         proven!(_mm512_mask_blend_epi16(0xaaaa_aaaa, lower, self.rounded(second)))
     }
@@ -338,6 +357,12 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
     #[inline(always)]
     fn store_bf16(self, into: &mut [bf16], x: __m512) {
         let into = &mut into[..16];
+        if self.rounds_at_once([x; 2]) {
+            let halves = proven!(_mm512_cvtneps_pbh(x));
+            // SAFETY: the slice has sixteen elements of two bytes.
+            unsafe { into.as_mut_ptr().cast::<__m256bh>().write_unaligned(halves) }
+            return;
+        }
         let halves = proven!(_mm512_permutexvar_epi16(UPPER_HALVES, self.rounded(x)));
         // SAFETY: the slice has sixteen elements of two bytes.
         unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_castsi512_si256(halves)) }
@@ -359,13 +384,8 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
     }
     #[inline(always)]
     fn pair(self, [first, second]: [__m512; 2]) -> __m512 {
-        if PAIRS {
-            let halves = proven!(_mm512_cvtne2ps_pbh(second, first));
-            // SAFETY: both are 64 bytes that may hold anything.
-            let halves = unsafe { std::mem::transmute::<__m512bh, __m512i>(halves) };
-            return proven!(_mm512_castsi512_ps(_mm512_permutexvar_epi16(ZIPPED, halves)));
-        }
-        proven!(_mm512_castsi512_ps(self.halves([first, second])))
+        let halves = if PAIRS { self.halves_at_once([first, second]) } else { self.halves([first, second]) };
+        proven!(_mm512_castsi512_ps(halves))
     }
     #[inline(always)]
     fn pair_bf16(self, [first, second]: [&[bf16]; 2]) -> __m512 {

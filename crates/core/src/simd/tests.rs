@@ -169,6 +169,7 @@ fn every_level_computes_the_same_functions() {
         dispatch(level, Transposed);
         dispatch(level, Sums);
         dispatch(level, Stored);
+        Pairs::dispatch(level, Stored);
         dispatch(level, Paired);
         Pairs::dispatch(level, Paired);
     }
