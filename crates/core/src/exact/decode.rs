@@ -1,8 +1,9 @@
 //! Decode: few queries over many keys, bound by reading K and V once.
 //!
 //! Values lie in the lanes, as they do in memory or, of 16 bits, in the order in which two registers are loaded at the least cost: up to
-//! four query rows (heads of a group, or several queries) share each row of K and V that is read. Keys are split into parts of fixed size that threads take; a part leaves its maximum, sum
-//! and unnormalised output, and the parts of a row are merged in order, so the bits do not depend on threads.
+//! four query rows (heads of a group, or several queries) share each row of K and V that is read. Queries and keys of bf16 are multiplied in
+//! pairs where the forward pass does so. Keys are split into parts of fixed size that threads take; a part leaves its maximum, sum and
+//! unnormalised output, and the parts of a row are merged in order, so the bits do not depend on threads.
 //!
 //! A hidden value has weight zero, and zero times infinity is not a number. So a part whose output is not finite is computed once
 //! more, *guarded*: a value that is not finite is added to the rows that see it only.
