@@ -71,24 +71,8 @@ runs: 1
     assert_eq!((&merged[0]["options"]["local.window"], &merged[0]["options"]["vq.block"]), (&Value::from(16), &Value::from(32)));
     for result in results {
         assert!(result["error"]["max_abs"].as_f64().is_some_and(|error| error < 1e-3), "{result}");
+        assert!(result["ceiling_fraction"].as_f64().unwrap() < 1.0, "{result}");
     }
-    // What is counted that is not done is above the ceiling every time; what was disturbed while the ceiling was measured, once.
-    let mut above = above_the_ceiling(&json);
-    for _ in 0..3 {
-        if above.is_empty() {
-            break;
-        }
-        let again = above_the_ceiling(&swept(&Desk::new(), yaml).0);
-        above.retain(|result| again.contains(result));
-    }
-    assert_eq!(above, [[""; 2]; 0]);
-}
-
-/// Mechanism and pass of what claims to be faster than the machine.
-fn above_the_ceiling(json: &Value) -> Vec<[String; 2]> {
-    let results = json["results"].as_array().unwrap().iter();
-    let above = results.filter(|result| result["ceiling_fraction"].as_f64().unwrap() >= 1.0);
-    above.map(|result| ["mechanism", "pass"].map(|key| result[key].as_str().unwrap().to_owned())).collect()
 }
 
 #[test]
