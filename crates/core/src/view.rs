@@ -930,14 +930,14 @@ impl<T: Element> Sheet<'_, T> {
 }
 
 impl<T> Sheet<'_, T> {
-    /// Asks for the memory of columns that will be written soon.
+    /// Asks for the memory of a tile that will be written soon, `C` registers wide, where its rows are inside.
     #[inline(always)]
-    pub(crate) fn ahead<S: Lanes>(&self, s: S, row: usize, columns: Range<usize>) {
+    pub(crate) fn ahead<S: Lanes, const C: usize>(&self, s: S, rows: Range<usize>, column: usize) {
         let claim = &self.claim;
-        if row < claim.rows {
-            let first = claim.start.wrapping_add(row * claim.stride);
-            for column in columns.step_by(LINE * size_of::<f32>() / size_of::<T>()) {
-                s.prefetch(first.wrapping_add(column));
+        for row in rows.start..rows.end.min(claim.rows) {
+            let first = claim.start.wrapping_add(row * claim.stride + column);
+            for at in (0..C * S::N).step_by(LINE * size_of::<f32>() / size_of::<T>()) {
+                s.prefetch(first.wrapping_add(at));
             }
         }
     }

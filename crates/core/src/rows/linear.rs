@@ -6,13 +6,15 @@
 
 use super::curve::{Activation, Curve, Line, each_curve};
 use super::matrix::{Matrix, MatrixMut, check_length};
-use super::multiply::{BLOCK, Block, Finish, Grid, multiply};
+use super::multiply::{Block, Finish, Grid, TILE, WIDTH, multiply};
 use super::sweep::{Sweep, blocks, load, pieces, store, sweep};
 use crate::simd::{Aligned, Lanes, Rows};
 use crate::view::{DisjointRows, Element, Parts, Sheet};
 use crate::{Error, Par};
 use std::ops::Range;
 
+/// Rows that go into sums together.
+const TOGETHER: usize = 4;
 /// The most blocks of rows whose sums make db.
 const PARTS: usize = 64;
 
@@ -63,7 +65,8 @@ impl<'a, W: Element> Linear<'a, W> {
     ) -> Result<(), Error> {
         let shape = self.check(x)?;
         y.check(shape, "y")?;
-        let grid = Grid::new(shape, x.shape()[1], par);
+        let weight = self.weight.transposed();
+        let grid = Grid::new(x, &weight, par);
         let y = y.tiles(&grid.rows, &grid.columns);
         let z = match z {
             Some(z) => {
@@ -73,7 +76,7 @@ impl<'a, W: Element> Linear<'a, W> {
             None => None,
         };
         each_curve!(self.activation, curve => {
-            multiply(x, &self.weight.transposed(), &grid, &Activate { curve, bias: self.bias, y, z }, par);
+            multiply(x, &weight, &grid, &Activate { curve, bias: self.bias, y, z }, par);
         });
         Ok(())
     }
@@ -144,14 +147,17 @@ impl<'a, W: Element> Linear<'a, W> {
         let smallest = blocks(shape).first().map_or(1, Range::len);
         let blocks = pieces(rows, smallest.max(rows.div_ceil(PARTS)));
         let ones = pieces(blocks.len(), 1);
-        let mut sums = Vec::new();
-        let mut parts = MatrixMut::fresh(&mut sums, [blocks.len(), out], "sums")?;
-        let dz = dz.map(|dz| dz.share(&blocks));
-        each_curve!(self.activation, curve => {
-            sweep(&Pull { curve, dy, z, dz, sums: parts.share(&ones) }, &blocks, rows * out, par);
-        });
+        let mut memory = Vec::new();
+        let mut parts = MatrixMut::fresh(&mut memory, [blocks.len(), out], "sums")?;
+        let sums = parts.share(&ones);
+        match dz {
+            None => sweep(&Sum { of: dy, sums }, &blocks, rows * out, par),
+            Some(dz) => each_curve!(self.activation, curve => {
+                sweep(&Pull { curve, dy, z, dz: dz.share(&blocks), sums }, &blocks, rows * out, par);
+            }),
+        }
         if let Some(dbias) = dbias {
-            super::norm::sum_parts(&sums, out, 0, dbias);
+            super::norm::sum_parts(&memory, out, 0, dbias);
         }
         Ok(())
     }
@@ -188,7 +194,7 @@ impl<W> WeightGradient<'_, '_, W> {
 
 /// `c = a · b` and nothing else.
 fn plain<A: Element, B: Element, T: Element>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, c: &mut MatrixMut<'_, T>, par: Par) {
-    let grid = Grid::new(c.shape(), a.shape()[1], par);
+    let grid = Grid::new(a, b, par);
     let y = c.tiles(&grid.rows, &grid.columns);
     multiply(a, b, &grid, &Activate::<_, T, T> { curve: Line, bias: None, y, z: None }, par);
 }
@@ -205,7 +211,7 @@ struct Open<'a, X> {
     y: Sheet<'a, X>,
     z: Option<Sheet<'a, X>>,
     /// Zeros where there is none.
-    bias: [f32; BLOCK[1]],
+    bias: [f32; WIDTH],
 }
 
 impl<F: Curve, X: Element, W: Element> Finish for Activate<'_, F, X, W> {
@@ -216,7 +222,7 @@ impl<F: Curve, X: Element, W: Element> Finish for Activate<'_, F, X, W> {
 
     fn open(&self, block: &Block) -> Open<'_, X> {
         let [row, column] = block.at;
-        let mut bias = [0.0; BLOCK[1]];
+        let mut bias = [0.0; WIDTH];
         for (to, from) in bias.iter_mut().zip(self.bias.map_or(&[][..], |bias| &bias[block.columns.clone()])) {
             *to = from.to_f32();
         }
@@ -225,11 +231,9 @@ impl<F: Curve, X: Element, W: Element> Finish for Activate<'_, F, X, W> {
 
     #[inline(always)]
     fn ahead<S: Lanes>(&self, s: S, open: &Open<'_, X>, [rows, columns]: [Range<usize>; 2]) {
-        for row in rows {
-            open.y.ahead(s, row, columns.clone());
-            if let Some(z) = &open.z {
-                z.ahead(s, row, columns.clone());
-            }
+        open.y.ahead::<S, TILE>(s, rows.clone(), columns.start);
+        if let Some(z) = &open.z {
+            z.ahead::<S, TILE>(s, rows, columns.start);
         }
     }
 
@@ -246,7 +250,7 @@ impl<F: Curve, X: Element, W: Element> Finish for Activate<'_, F, X, W> {
 /// `into = f(values + bias)`, row by row; those of two registers hold the bias meanwhile.
 #[inline(always)]
 fn add_rows<S: Lanes, F: Curve, X: Element>(s: S, curve: F, (values, bias): (Rows<'_>, &[f32]), into: Parts<'_, X>) {
-    let rows = values.data.chunks(values.stride).zip(into);
+    let rows = values.data.chunks_exact(values.stride).zip(into);
     if bias.len() != 2 * S::N {
         for (values, into) in rows {
             add(s, curve, [&values[..bias.len()], bias], into);
@@ -279,8 +283,7 @@ struct Pull<'a, F, X> {
     curve: F,
     dy: &'a Matrix<'a, X>,
     z: &'a Matrix<'a, X>,
-    /// Absent where it is dy.
-    dz: Option<DisjointRows<'a, X>>,
+    dz: DisjointRows<'a, X>,
     /// Column sums of each block.
     sums: DisjointRows<'a, f32>,
 }
@@ -288,18 +291,50 @@ struct Pull<'a, F, X> {
 impl<F: Curve, X: Element> Sweep for Pull<'_, F, X> {
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
-        let (mut sheet, mut sums) = (self.dz.as_ref().map(|dz| dz.sheet(0, 0, block)), self.sums.claim(0, 0, block));
+        let (mut sheet, mut sums) = (self.dz.sheet(0, 0, block), self.sums.claim(0, 0, block));
         let sums = sums.row(0);
         for (i, row) in rows.enumerate() {
             let (dy, z) = (self.dy.row(row), self.z.row(row));
-            let mut dz = sheet.as_mut().map(|dz| dz.part(i, 0..dy.len()));
+            let dz = sheet.part(i, 0..dy.len());
             for at in (0..dy.len()).step_by(S::N) {
                 let slope = s.mul(self.curve.slope(s, load(s, z, at, 0.0)), load(s, dy, at, 0.0));
-                if let Some(dz) = &mut dz {
-                    store(s, dz, at, slope);
-                }
+                store(s, dz, at, slope);
                 store(s, sums, at, s.add(load(s, sums, at, 0.0), slope));
             }
         }
+    }
+}
+
+struct Sum<'a, X> {
+    of: &'a Matrix<'a, X>,
+    /// Column sums of each block.
+    sums: DisjointRows<'a, f32>,
+}
+
+impl<X: Element> Sweep for Sum<'_, X> {
+    #[inline(always)]
+    fn block<S: Lanes>(&self, s: S, block: usize, mut rows: Range<usize>, _: &mut Aligned<f32>) {
+        let mut sums = self.sums.claim(0, 0, block);
+        let sums = sums.row(0);
+        while rows.len() >= TOGETHER {
+            add_columns(s, std::array::from_fn::<_, TOGETHER, _>(|i| self.of.row(rows.start + i)), sums);
+            rows.start += TOGETHER;
+        }
+        for row in rows {
+            add_columns(s, [self.of.row(row)], sums);
+        }
+    }
+}
+
+/// Adds rows, one after the other, to sums of their columns.
+#[inline(always)]
+fn add_columns<S: Lanes, X: Element, const N: usize>(s: S, rows: [&[X]; N], sums: &mut [f32]) {
+    let rows = rows.map(|row| &row[..sums.len()]);
+    for at in (0..sums.len()).step_by(S::N) {
+        let mut sum = load(s, sums, at, 0.0);
+        for row in rows {
+            sum = s.add(sum, load(s, row, at, 0.0));
+        }
+        store(s, sums, at, sum);
     }
 }

@@ -21,7 +21,11 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 /// Rows, columns of a block of C at most.
-pub(super) const BLOCK: [usize; 2] = [512, 256];
+const TALL: [usize; 2] = [512, 256];
+/// The same where A is transposed: it is copied for every block of columns, from a memory that is slow for a long k.
+const WIDE: [usize; 2] = [256, 512];
+/// Columns of a block at most.
+pub(super) const WIDTH: usize = 512;
 /// Rows and columns of a block at least, where the number of jobs is the reason to divide.
 const SMALLEST: [usize; 2] = [64, 64];
 /// Rows and columns of a block that is still worth its copies: C of less than [`JOBS`] of them is small.
@@ -30,12 +34,12 @@ const SMALL: [usize; 2] = [128, 128];
 const JOBS: usize = 16;
 /// Jobs of a thread, so that none waits long for the others.
 const SHARE: usize = 3;
-/// Steps of k at most: a panel of B then takes 32 KB.
-const STEPS: usize = 512;
+/// Steps of k at most: a panel of B then takes 96 KB, which the second cache holds some of.
+const STEPS: usize = 768;
 /// Steps of k that a part has at least.
 const PART: usize = 384;
 /// Registers in a row of the tile.
-const C: usize = 2;
+pub(super) const TILE: usize = 2;
 /// With so many rows or fewer a product is bound by reading B, which is then read once and where it stands.
 const FEW: usize = 4;
 
@@ -77,11 +81,14 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// For C `[m,n]` and sums over `k`. The number of threads decides how small blocks are, which no sum depends on.
-    pub(super) fn new([m, n]: [usize; 2], k: usize, par: Par) -> Self {
-        let mut size = [even(m, BLOCK[0]), even(n, BLOCK[1])];
+    /// For `a · b`. The number of threads decides how small blocks are, which no sum depends on.
+    pub(super) fn new<A: Copy, B: Copy>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, par: Par) -> Self {
+        let ([m, k], n) = (a.shape(), b.shape()[1]);
         let count = |size: [usize; 2]| (m.div_ceil(size[0]) * n.div_ceil(size[1])).max(1);
-        let parts = if m <= FEW || count(SMALL) >= JOBS { 1 } else { (JOBS / count(size)).min(k / PART).max(1) };
+        let is_small = m > FEW && count(SMALL) < JOBS;
+        let most = if is_small || a.strides()[1] == 1 { TALL } else { WIDE };
+        let mut size = [even(m, most[0]), even(n, most[1])];
+        let parts = if is_small { (JOBS / count(size)).min(k / PART).max(1) } else { 1 };
         let enough = JOBS.min(SHARE * par.threads_in_use());
         while parts == 1 && count(size) < enough {
             let d = usize::from(size[1] > size[0]);
@@ -201,7 +208,7 @@ impl<F: Finish> Task for Total<'_, F> {
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
         let Total { grid, sums, finish, jobs } = self;
-        let mut total = [0.0f32; BLOCK[1]];
+        let mut total = [0.0f32; WIDTH];
         while let Some(number) = jobs.take() {
             let (block, _) = grid.block(number);
             let (mut open, width) = (finish.open(&block), block.columns.len());
@@ -237,7 +244,7 @@ impl<A: Operand, B: Operand<Form = A::Form>, F: Finish> Blocks<'_, A, B, F> {
 
     #[inline(always)]
     fn block<S: Lanes, const R: usize>(&self, s: S, (block, part): (&Block, Range<usize>), scratch: &mut Scratch) {
-        let (panel, m) = (C * S::N, block.rows.len().next_multiple_of(R));
+        let (panel, m) = (TILE * S::N, block.rows.len().next_multiple_of(R));
         let part = part.start / A::Form::PER_LANE..A::Form::rows(part.end);
         let size = part.len().div_ceil(part.len().div_ceil(STEPS).max(1)).max(1);
         // All of C is kept only where there are further steps to add; else one strip.
@@ -253,7 +260,8 @@ impl<A: Operand, B: Operand<Form = A::Form>, F: Finish> Blocks<'_, A, B, F> {
                     let b = &b[i * panel * steps.len()..];
                     let strip = Strip { a, b: Rows::new(b, panel), first: steps.start == part.start, steps: steps.len() };
                     let columns = columns.start - block.columns.start..columns.end - block.columns.start;
-                    let c = &mut c[(i % strips * m + rows.start) * panel..][..rows.len() * panel];
+                    let above = if strips > 1 { i * m } else { 0 };
+                    let c = &mut c[(above + rows.start) * panel..][..rows.len() * panel];
                     if steps.end == part.end {
                         self.finish.ahead(s, &open, [rows.clone(), columns.clone()]);
                     }
@@ -330,7 +338,7 @@ impl<A: Element, B: Element, F: Finish> Task for Worker<'_, FewBlocks<'_, A, B, 
     fn run<S: Lanes, const R: usize>(self, s: S) {
         while let Some(job) = self.jobs.take() {
             let (block, _) = self.work.grid.block(job);
-            let n = block.columns.len().next_multiple_of(C * S::N);
+            let n = block.columns.len().next_multiple_of(TILE * S::N);
             let c = self.scratch.c.take(block.rows.len() * n);
             s.vectorize(FewRows { work: self.work, block: &block, c, n });
             let finish = self.work.finish;
@@ -393,9 +401,9 @@ impl<A: Left> Task for AddStep<'_, A> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let panel = C * S::N;
+        let panel = TILE * S::N;
         let values = &mut self.c[..R * panel];
-        let mut acc = [[s.zero(); C]; R];
+        let mut acc = [[s.zero(); TILE]; R];
         if !self.first {
             for (r, sums) in acc.iter_mut().enumerate() {
                 for (c, x) in sums.iter_mut().enumerate() {
@@ -403,7 +411,7 @@ impl<A: Left> Task for AddStep<'_, A> {
                 }
             }
         }
-        let acc = product::<S, _, R, C>(s, acc, self.a, self.b, self.steps);
+        let acc = product::<S, _, R, TILE>(s, acc, self.a, self.b, self.steps);
         for (r, sums) in acc.iter().enumerate() {
             for (c, x) in sums.iter().enumerate() {
                 s.store(&mut values[r * panel + c * S::N..], *x);
