@@ -6,13 +6,14 @@ use super::sweep::{Each, each};
 use crate::simd::Lanes;
 use crate::view::Element;
 use crate::{Error, Par};
+use std::marker::PhantomData;
 
 /// `y = f(x)`.
 ///
 /// # Errors
 /// If the shapes differ, or the elements of a row of x are not neighbours.
 pub fn forward<T: Element>(f: Activation, x: &Matrix<'_, T>, y: &mut MatrixMut<'_, T>, par: Par) -> Result<(), Error> {
-    each_curve!(f, curve => each(Value(curve), [("x", x)], [("y", y)], par))
+    each_curve!(f, curve => each(Value::<_, T>(curve, PhantomData), [("x", x)], [("y", y)], par))
 }
 
 /// `dx = f'(x) dy`.
@@ -30,12 +31,12 @@ pub fn backward<T: Element>(
 }
 
 #[derive(Clone, Copy)]
-struct Value<C>(C);
+struct Value<C, T>(C, PhantomData<T>);
 
-impl<C: Curve> Each<1, 1> for Value<C> {
+impl<C: Curve, T: Element> Each<1, 1> for Value<C, T> {
     #[inline(always)]
     fn apply<S: Lanes>(self, s: S, [x]: [S::F; 1]) -> [S::F; 1] {
-        [self.0.value(s, x)]
+        [self.0.result::<S, T>(s, x)]
     }
 }
 

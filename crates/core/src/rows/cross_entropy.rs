@@ -152,6 +152,8 @@ struct Backward<'a, T, I> {
 }
 
 impl<T: Element, I: Id> Sweep for Backward<'_, T, I> {
+    const ROUNDS: bool = T::PAIRS;
+
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let mut dx = self.dx.claim(0, 0, block);

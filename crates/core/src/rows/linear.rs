@@ -260,8 +260,8 @@ fn add_rows<S: Lanes, F: Curve, X: Element>(s: S, curve: F, (values, bias): (Row
     let (lower, upper) = (s.load(bias), s.load(&bias[S::N..]));
     for (values, into) in rows {
         let (low, high) = (s.add(s.load(values), lower), s.add(s.load(&values[S::N..]), upper));
-        X::store(s, into, curve.value(s, low));
-        X::store(s, &mut into[S::N..], curve.value(s, high));
+        X::store(s, into, curve.result::<S, X>(s, low));
+        X::store(s, &mut into[S::N..], curve.result::<S, X>(s, high));
     }
 }
 
@@ -271,11 +271,11 @@ fn add<S: Lanes, F: Curve, X: Element>(s: S, curve: F, [a, b]: [&[f32]; 2], into
     let whole = into.len() / S::N * S::N;
     let (lanes, rest) = into.split_at_mut(whole);
     for ((a, b), into) in a.chunks_exact(S::N).zip(b.chunks_exact(S::N)).zip(lanes.chunks_exact_mut(S::N)) {
-        X::store(s, into, curve.value(s, s.add(s.load(a), s.load(b))));
+        X::store(s, into, curve.result::<S, X>(s, s.add(s.load(a), s.load(b))));
     }
     if !rest.is_empty() {
         let sum = s.add(load(s, &a[whole..], 0, 0.0), load(s, &b[whole..], 0, 0.0));
-        store(s, rest, 0, curve.value(s, sum));
+        store(s, rest, 0, curve.result::<S, X>(s, sum));
     }
 }
 

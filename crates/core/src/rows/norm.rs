@@ -165,6 +165,8 @@ struct Forward<'a, T> {
 }
 
 impl<T: Element> Sweep for Forward<'_, T> {
+    const ROUNDS: bool = T::PAIRS;
+
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let (mut y, width) = (self.y.sheet(0, 0, block), self.x.shape()[1]);
@@ -256,6 +258,8 @@ struct Backward<'a, T> {
 }
 
 impl<T: Element> Sweep for Backward<'_, T> {
+    const ROUNDS: bool = T::PAIRS;
+
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let (mut dx, mut sums) = (self.dx.sheet(0, 0, block), self.sums.claim(0, 0, block));

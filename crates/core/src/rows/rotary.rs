@@ -145,6 +145,8 @@ struct Rotate<'a, T> {
 }
 
 impl<T: Element> Sweep for Rotate<'_, T> {
+    const ROUNDS: bool = T::PAIRS;
+
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let [_, heads, n, _] = self.from.shape();

@@ -97,6 +97,8 @@ struct Normalise<'a, T, const LOG: bool> {
 }
 
 impl<T: Element, const LOG: bool> Sweep for Normalise<'_, T, LOG> {
+    const ROUNDS: bool = T::PAIRS;
+
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, scratch: &mut Aligned<f32>) {
         let mut claim = self.y.claim(0, 0, block);
@@ -136,6 +138,8 @@ struct PullBack<'a, T, const LOG: bool> {
 }
 
 impl<T: Element, const LOG: bool> Sweep for PullBack<'_, T, LOG> {
+    const ROUNDS: bool = T::PAIRS;
+
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let mut claim = self.dx.claim(0, 0, block);

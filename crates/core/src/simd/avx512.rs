@@ -1,7 +1,7 @@
 //! AVX-512: sixteen lanes, thirty-two registers.
 #![allow(unsafe_code)]
 
-use super::{EXP2_FLOOR, Lanes, MOST_LANES, Task};
+use super::{EXP2_FLOOR, Lanes, MOST_LANES, ROUGH_EXP2_FLOOR, Task};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
@@ -429,6 +429,19 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
     fn reciprocal(self, x: __m512) -> __m512 {
         let r = proven!(_mm512_rcp14_ps(x));
         self.mul_add(r, self.mul_sub(x, r, self.splat(1.0)), r)
+    }
+    #[inline(always)]
+    fn rough_reciprocal(self, x: __m512) -> __m512 {
+        proven!(_mm512_rcp14_ps(x))
+    }
+    #[inline(always)]
+    fn rough_exp2(self, x: __m512) -> __m512 {
+        let r = proven!(_mm512_reduce_ps::<0x09>(x));
+        let mut p = self.splat(ROUGH_EXP2_FLOOR[3]);
+        for c in ROUGH_EXP2_FLOOR[..3].iter().rev() {
+            p = self.mul_add(p, r, self.splat(*c));
+        }
+        self.scale_by_power(p, x)
     }
 }
 
