@@ -11,7 +11,7 @@
 use super::matrix::{Matrix, MatrixMut, check_length};
 use super::sweep::{Sweep, blocks, load, next_row, pieces, registers, registers_of, store, sweep};
 use crate::simd::{Aligned, Lanes};
-use crate::view::{Claim, DisjointRows, Element, StridedMut};
+use crate::view::{DisjointRows, Element, StridedMut};
 use crate::{Error, Par};
 use std::ops::Range;
 
@@ -262,25 +262,46 @@ impl<T: Element> Sweep for Backward<'_, T> {
 
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
-        let (mut dx, mut sums) = (self.dx.sheet(0, 0, block), self.sums.claim(0, 0, block));
-        for (i, row) in rows.enumerate() {
-            self.row(s, row, dx.part(i, 0..self.x.shape()[1]), &mut sums);
+        let (mut dx, mut sums, width) = (self.dx.sheet(0, 0, block), self.sums.claim(0, 0, block), self.x.shape()[1]);
+        let pairs = if width % S::N == 0 { rows.len() / 2 } else { 0 };
+        for i in (0..pairs).map(|pair| 2 * pair) {
+            let mut parts = dx.parts(i..i + 2, 0..width);
+            if let [Some(one), Some(two)] = [parts.next(), parts.next()] {
+                self.two_rows(s, rows.start + i, [one, two], sums.row(0));
+            }
+        }
+        for i in 2 * pairs..rows.len() {
+            self.row(s, rows.start + i, dx.part(i, 0..width), sums.row(0));
         }
     }
 }
 
+/// A row of x, dy, and dsum, which is empty where there is none.
+type Row<'a, T> = [&'a [T]; 3];
+
 impl<T: Element> Backward<'_, T> {
     #[inline(always)]
-    fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut Claim<'_, f32>) {
-        let x = next_row(s, self.x, row);
-        let from = [x, &next_row(s, self.dy, row)[..x.len()], &self.norm.weight[..x.len()]];
-        let slope = Slope::new(s, self.norm, from);
-        let (dweight, dbias) = sums.row(0).split_at_mut(x.len());
-        let into = ([dweight, &mut dbias[..x.len()]], &mut dx[..x.len()]);
-        match &self.dsum {
-            Some(dsum) => slope.go(s, (from, &next_row(s, dsum, row)[..x.len()]), into),
-            None => slope.go(s, (from, &[]), into),
-        }
+    fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut [f32]) {
+        let (row, weight) = (self.from(s, row), self.norm.weight);
+        let slope = Slope::new(s, self.norm, row);
+        let (dweight, dbias) = sums.split_at_mut(weight.len());
+        slope.go(s, (row, weight), ([dweight, &mut dbias[..weight.len()]], &mut dx[..weight.len()]));
+    }
+
+    /// The same of a row and the next one, of whole registers: sums over rows are read and written once.
+    #[inline(always)]
+    fn two_rows<S: Lanes>(&self, s: S, first: usize, dx: [&mut [T]; 2], sums: &mut [f32]) {
+        let (rows, weight) = ([self.from(s, first), self.from(s, first + 1)], self.norm.weight);
+        let slopes = [Slope::new(s, self.norm, rows[0]), Slope::new(s, self.norm, rows[1])];
+        let (dweight, dbias) = sums.split_at_mut(weight.len());
+        go_together(s, &slopes, (rows, weight), ([dweight, &mut dbias[..weight.len()]], dx));
+    }
+
+    #[inline(always)]
+    fn from<S: Lanes>(&self, s: S, row: usize) -> Row<'_, T> {
+        let width = self.norm.weight.len();
+        let dsum = self.dsum.map_or(&[][..], |dsum| &next_row(s, dsum, row)[..width]);
+        [&next_row(s, self.x, row)[..width], &next_row(s, self.dy, row)[..width], dsum]
     }
 }
 
@@ -295,9 +316,10 @@ struct Slope<F> {
 }
 
 impl<F: Copy> Slope<F> {
-    /// Of a row x, dy, w: sums that need nothing, sums around the mean, and nothing that waits for the deviation.
+    /// Of a row: sums that need nothing, sums around the mean, and nothing that waits for the deviation.
     #[inline(always)]
-    fn new<S: Lanes<F = F>, T: Element>(s: S, norm: &Norm<'_, T>, from: [&[T]; 3]) -> Self {
+    fn new<S: Lanes<F = F>, T: Element>(s: S, norm: &Norm<'_, T>, [x, dy, _]: Row<'_, T>) -> Self {
+        let from = [x, dy, norm.weight];
         let width = from[0].len() as f32;
         let [mut mean, mut plain] = [0.0; 2];
         if norm.centred {
@@ -328,12 +350,12 @@ impl<F: Copy> Slope<F> {
         (dx, [s.mul_add(dy, unit, dweight), s.add(dy, dbias)])
     }
 
-    /// A row; an empty dsum is none.
+    /// A row.
     #[inline(always)]
     fn go<S: Lanes<F = F>, T: Element>(
         &self,
         s: S,
-        ([x, dy, weight], dsum): ([&[T]; 3], &[T]),
+        ([x, dy, dsum], weight): (Row<'_, T>, &[T]),
         ([dweight, dbias], dx): ([&mut [f32]; 2], &mut [T]),
     ) {
         let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(weight.chunks_exact(S::N));
@@ -355,5 +377,32 @@ impl<F: Copy> Slope<F> {
             store(s, dbias, at, sums[1]);
             store(s, dx, at, value);
         }
+    }
+}
+
+/// Two rows of whole registers at once.
+#[inline(always)]
+fn go_together<S: Lanes, T: Element>(
+    s: S,
+    slopes: &[Slope<S::F>; 2],
+    (rows, weight): ([Row<'_, T>; 2], &[T]),
+    ([dweight, dbias], [one, two]): ([&mut [f32]; 2], [&mut [T]; 2]),
+) {
+    let [[x, dy, dsum], [next_x, next_dy, next_dsum]] = rows;
+    let from = x.chunks_exact(S::N).zip(dy.chunks_exact(S::N)).zip(next_x.chunks_exact(S::N).zip(next_dy.chunks_exact(S::N)));
+    let sums = dweight.chunks_exact_mut(S::N).zip(dbias.chunks_exact_mut(S::N)).zip(weight.chunks_exact(S::N));
+    let into = one.chunks_exact_mut(S::N).zip(two.chunks_exact_mut(S::N));
+    for (i, ((((x, dy), (next_x, next_dy)), ((dw, db), w)), (one, two))) in from.zip(sums).zip(into).enumerate() {
+        let mut more = [s.zero(); 2];
+        if !dsum.is_empty() {
+            more = [T::load(s, &dsum[i * S::N..]), T::load(s, &next_dsum[i * S::N..])];
+        }
+        let w = T::load(s, w);
+        let (value, sums) = slopes[0].lanes(s, [T::load(s, x), T::load(s, dy), w, more[0]], [s.load(dw), s.load(db)]);
+        T::store(s, one, value);
+        let (value, sums) = slopes[1].lanes(s, [T::load(s, next_x), T::load(s, next_dy), w, more[1]], sums);
+        T::store(s, two, value);
+        s.store(dw, sums[0]);
+        s.store(db, sums[1]);
     }
 }

@@ -104,30 +104,69 @@ impl<T: Element, const LOG: bool> Sweep for Normalise<'_, T, LOG> {
         let mut claim = self.y.claim(0, 0, block);
         let weights = scratch.take(self.x.shape()[1].next_multiple_of(S::N));
         for (i, row) in rows.enumerate() {
-            let (from, into) = (next_row(s, self.x, row), claim.row(i));
-            let m = offset(largest(s, from));
-            let mut sum = s.zero();
-            for at in (0..from.len()).step_by(S::N) {
-                let e = weight(s, from, at, s.splat(m));
-                sum = s.add(sum, e);
+            let from = next_row(s, self.x, row);
+            let (weights, into) = (&mut weights[..from.len().next_multiple_of(S::N)], &mut claim.row(i)[..from.len()]);
+            let m = s.splat(offset(largest(s, from)));
+            let both = from.len() / (2 * S::N) * (2 * S::N);
+            let mut sums = [s.zero(); 2];
+            for at in (0..both).step_by(2 * S::N) {
+                for (k, x) in T::load_two(s, &from[at..]).into_iter().enumerate() {
+                    let e = Self::weight(s, x, m);
+                    sums[k] = s.add(sums[k], e);
+                    s.store(&mut weights[at + k * S::N..], e);
+                }
+            }
+            for (sum, at) in sums.iter_mut().zip((both..from.len()).step_by(S::N)) {
+                let e = Self::weight(s, load(s, from, at, f32::NEG_INFINITY), m);
+                *sum = s.add(*sum, e);
                 s.store(&mut weights[at..], e);
             }
-            let sum = s.sum(sum);
-            if LOG {
-                // In f64, so that a large m does not swallow the digits of ln Σ before they are subtracted.
-                let (m, ln) = (s.splat(m), s.splat(f64::from(sum).ln() as f32));
-                let none = s.splat(if sum == 0.0 { f32::NEG_INFINITY } else { 0.0 });
-                for at in (0..from.len()).step_by(S::N) {
-                    let z = s.sub(s.sub(load(s, from, at, 0.0), m), ln);
-                    store(s, into, at, s.select(s.equal(none, s.zero()), z, none));
-                }
-            } else {
-                let factor = s.splat(if sum == 0.0 { 0.0 } else { 1.0 / sum });
-                for at in (0..from.len()).step_by(S::N) {
-                    store(s, into, at, s.mul(s.load(&weights[at..]), factor));
-                }
+            let last = Last::new(s, m, s.sum(s.add(sums[0], sums[1])));
+            for at in (0..both).step_by(2 * S::N) {
+                let (x, e) = (T::load_two(s, &from[at..]), [s.load(&weights[at..]), s.load(&weights[at + S::N..])]);
+                T::store_two(s, &mut into[at..], [last.value::<S, LOG>(s, x[0], e[0]), last.value::<S, LOG>(s, x[1], e[1])]);
+            }
+            for at in (both..from.len()).step_by(S::N) {
+                store(s, into, at, last.value::<S, LOG>(s, load(s, from, at, 0.0), s.load(&weights[at..])));
             }
         }
+    }
+}
+
+impl<T: Element, const LOG: bool> Normalise<'_, T, LOG> {
+    /// `e^(x - m)`, as exact as the result is.
+    #[inline(always)]
+    fn weight<S: Lanes>(s: S, x: S::F, m: S::F) -> S::F {
+        let exponent = s.mul(s.sub(x, m), s.splat(LOG2_E));
+        if T::PAIRS && !LOG { s.rough_exp2(exponent) } else { s.exp2(exponent) }
+    }
+}
+
+/// What turns a row into its softmax or the logarithm of that.
+struct Last<F> {
+    m: F,
+    ln: F,
+    /// 1 over the sum of weights; 0 where that is 0.
+    factor: F,
+    /// -inf where the sum of weights is 0, else 0.
+    none: F,
+}
+
+impl<F: Copy> Last<F> {
+    #[inline(always)]
+    fn new<S: Lanes<F = F>>(s: S, m: F, sum: f32) -> Self {
+        let (factor, none) = if sum == 0.0 { (0.0, f32::NEG_INFINITY) } else { (1.0 / sum, 0.0) };
+        // In f64, so that a large m does not swallow the digits of ln Σ before they are subtracted.
+        Last { m, ln: s.splat(f64::from(sum).ln() as f32), factor: s.splat(factor), none: s.splat(none) }
+    }
+
+    #[inline(always)]
+    fn value<S: Lanes<F = F>, const LOG: bool>(&self, s: S, x: F, weight: F) -> F {
+        if !LOG {
+            return s.mul(weight, self.factor);
+        }
+        let z = s.sub(s.sub(x, self.m), self.ln);
+        s.select(s.equal(self.none, s.zero()), z, self.none)
     }
 }
 
