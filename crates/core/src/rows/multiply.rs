@@ -22,7 +22,7 @@ use std::ops::Range;
 
 /// Rows, columns of a block of C at most.
 const TALL: [usize; 2] = [512, 256];
-/// The same where A is transposed: it is copied for every block of columns, from a memory that is slow for a long k.
+/// The same where A is transposed, and so copied for every block of columns: of those there are few then.
 const WIDE: [usize; 2] = [256, 512];
 /// Columns of a block at most.
 pub(super) const WIDTH: usize = 512;
@@ -34,7 +34,7 @@ const SMALL: [usize; 2] = [128, 128];
 const JOBS: usize = 16;
 /// Jobs of a thread, so that none waits long for the others.
 const SHARE: usize = 3;
-/// Steps of k at most: a panel of B then takes 96 KB, which the second cache holds some of.
+/// Steps of k at most: a panel of B then takes 96 KB, which the second cache has room for.
 const STEPS: usize = 768;
 /// Steps of k that a part has at least.
 const PART: usize = 384;
