@@ -266,9 +266,8 @@ impl<T: Element> Sweep for Backward<'_, T> {
         let pairs = if width % S::N == 0 { rows.len() / 2 } else { 0 };
         for i in (0..pairs).map(|pair| 2 * pair) {
             let mut parts = dx.parts(i..i + 2, 0..width);
-            if let [Some(one), Some(two)] = [parts.next(), parts.next()] {
-                self.two_rows(s, rows.start + i, [one, two], sums.row(0));
-            }
+            let dx = [(); 2].map(|()| parts.next().expect("two rows were asked for"));
+            self.two_rows(s, rows.start + i, dx, sums.row(0));
         }
         for i in 2 * pairs..rows.len() {
             self.row(s, rows.start + i, dx.part(i, 0..width), sums.row(0));
