@@ -40,6 +40,11 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
         None
     }
+    /// As [`Element::store_two`], but numbers nearer to 0 than 2^-126 may become 0.
+    #[inline(always)]
+    fn store_two_normal<S: Lanes>(s: S, into: &mut [Self], x: [S::F; 2]) {
+        Self::store_two(s, into, x);
+    }
     /// Whether it is bf16, of which some processors multiply two at a time.
     const PAIRS: bool = false;
     /// The tensor itself, where the type is bf16.
@@ -97,6 +102,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn store_two<S: Lanes>(s: S, into: &mut [bf16], x: [S::F; 2]) {
         s.store_two_bf16(into, x);
+    }
+    #[inline(always)]
+    fn store_two_normal<S: Lanes>(s: S, into: &mut [bf16], x: [S::F; 2]) {
+        s.store_two_normal_bf16(into, x);
     }
     const PAIRS: bool = true;
     fn as_bf16(values: Strided<'_, bf16>) -> Option<Strided<'_, bf16>> {

@@ -5,14 +5,13 @@
 //! Logits of -inf have no weight. A row of nothing but -inf has no weights at all: zeros, and -inf in the logarithm; so no gradient.
 
 use super::matrix::{Matrix, MatrixMut};
-use super::sweep::{Sweep, blocks, load, next_row, registers, store, sweep};
+use super::sweep::{Sweep, blocks, load, next_row, store, sweep};
 use crate::simd::{Aligned, Lanes};
 use crate::view::{DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
-
 /// `y = softmax(x)`, row by row.
 ///
 /// # Errors
@@ -75,8 +74,18 @@ fn pull_back<T: Element, const LOG: bool>(
 #[inline(always)]
 pub(super) fn largest<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
     let mut most = [s.splat(f32::NEG_INFINITY); 4];
-    registers(s, row, f32::NEG_INFINITY, |c, x| most[c] = s.max(most[c], x));
-    s.largest(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])))
+    let mut fours = row.chunks_exact(4 * S::N);
+    for four in &mut fours {
+        let (lower, upper) = four.split_at(2 * S::N);
+        let ([a, b], [c, d]) = (T::load_two(s, lower), T::load_two(s, upper));
+        most = [s.max(most[0], a), s.max(most[1], b), s.max(most[2], c), s.max(most[3], d)];
+    }
+    let mut most = s.max(s.max(most[0], most[1]), s.max(most[2], most[3]));
+    let rest = fours.remainder();
+    for at in (0..rest.len()).step_by(S::N) {
+        most = s.max(most, load(s, rest, at, f32::NEG_INFINITY));
+    }
+    s.largest(most)
 }
 
 /// What is subtracted from the logits of a row: its largest, or 0 where that is -inf.
@@ -102,72 +111,103 @@ impl<T: Element, const LOG: bool> Sweep for Normalise<'_, T, LOG> {
     #[inline(always)]
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, scratch: &mut Aligned<f32>) {
         let mut claim = self.y.claim(0, 0, block);
-        let weights = scratch.take(self.x.shape()[1].next_multiple_of(S::N));
-        for (i, row) in rows.enumerate() {
-            let from = next_row(s, self.x, row);
-            let (weights, into) = (&mut weights[..from.len().next_multiple_of(S::N)], &mut claim.row(i)[..from.len()]);
-            let m = s.splat(offset(largest(s, from)));
-            let both = from.len() / (2 * S::N) * (2 * S::N);
-            let mut sums = [s.zero(); 2];
-            for at in (0..both).step_by(2 * S::N) {
-                for (k, x) in T::load_two(s, &from[at..]).into_iter().enumerate() {
-                    let e = Self::weight(s, x, m);
-                    sums[k] = s.add(sums[k], e);
-                    s.store(&mut weights[at + k * S::N..], e);
-                }
+        let width = self.x.shape()[1].next_multiple_of(S::N);
+        let (even, odd) = scratch.take(2 * width).split_at_mut(width);
+        let weights = [even, odd];
+        // Three rows are under way: one is searched for its largest, the one before it weighed, the one before that written. What is
+        // found across the lanes of one is not waited for.
+        let (mut searched, mut weighed) = (0.0, Row::default());
+        for turn in 0..rows.len() + 2 {
+            let (m, done) = (searched, weighed);
+            let last = Self::last(done.sum);
+            if turn < rows.len() {
+                searched = offset(largest(s, next_row(s, self.x, rows.start + turn)));
             }
-            for (sum, at) in sums.iter_mut().zip((both..from.len()).step_by(S::N)) {
-                let e = Self::weight(s, load(s, from, at, f32::NEG_INFINITY), m);
-                *sum = s.add(*sum, e);
-                s.store(&mut weights[at..], e);
+            if (1..=rows.len()).contains(&turn) {
+                weighed = Row { m, sum: Self::weigh(s, self.x.row(rows.start + turn - 1), m, weights[turn % 2]) };
             }
-            let last = Last::new(s, m, s.sum(s.add(sums[0], sums[1])));
-            for at in (0..both).step_by(2 * S::N) {
-                let (x, e) = (T::load_two(s, &from[at..]), [s.load(&weights[at..]), s.load(&weights[at + S::N..])]);
-                T::store_two(s, &mut into[at..], [last.value::<S, LOG>(s, x[0], e[0]), last.value::<S, LOG>(s, x[1], e[1])]);
-            }
-            for at in (both..from.len()).step_by(S::N) {
-                store(s, into, at, last.value::<S, LOG>(s, load(s, from, at, 0.0), s.load(&weights[at..])));
+            if turn >= 2 {
+                let from = self.x.row(rows.start + turn - 2);
+                Self::finish(s, from, weights[(turn - 1) % 2], (done.m, last), claim.row(turn - 2));
             }
         }
     }
+}
+
+/// What is known of a row before it is written.
+#[derive(Clone, Copy, Default)]
+struct Row {
+    /// What is subtracted from its logits.
+    m: f32,
+    /// Of its weights.
+    sum: f32,
 }
 
 impl<T: Element, const LOG: bool> Normalise<'_, T, LOG> {
-    /// `e^(x - m)`, as exact as the result is.
+    /// The sum of a row's weights, which are kept where they are asked for again.
+    #[inline(always)]
+    fn weigh<S: Lanes>(s: S, from: &[T], m: f32, weights: &mut [f32]) -> f32 {
+        let m = s.splat(m);
+        let mut sums = [s.zero(); 2];
+        for (from, weights) in from.chunks_exact(2 * S::N).zip(weights.chunks_exact_mut(2 * S::N)) {
+            for (k, x) in T::load_two(s, from).into_iter().enumerate() {
+                let e = Self::weight(s, x, m);
+                sums[k] = s.add(sums[k], e);
+                if !LOG {
+                    s.store(&mut weights[k * S::N..], e);
+                }
+            }
+        }
+        for (sum, at) in sums.iter_mut().zip(rest::<S>(from.len())) {
+            let e = Self::weight(s, load(s, from, at, f32::NEG_INFINITY), m);
+            *sum = s.add(*sum, e);
+            s.store(&mut weights[at..], e);
+        }
+        s.sum(s.add(sums[0], sums[1]))
+    }
+
+    /// What a row is finished with: 1 over the sum of its weights, or its logarithm; 0 where the sum is 0, as all x are -inf.
+    #[inline(always)]
+    fn last(sum: f32) -> f32 {
+        match (sum == 0.0, LOG) {
+            (true, _) => 0.0,
+            (false, false) => 1.0 / sum,
+            // In f64, so that a large m does not swallow the digits of ln Σ before they are subtracted.
+            (false, true) => f64::from(sum).ln() as f32,
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Lanes>(s: S, from: &[T], weights: &[f32], (m, last): (f32, f32), into: &mut [T]) {
+        let (m, last) = (s.splat(m), s.splat(last));
+        let steps = from.chunks_exact(2 * S::N).zip(weights.chunks_exact(2 * S::N)).zip(into.chunks_exact_mut(2 * S::N));
+        for ((from, e), into) in steps {
+            let (x, e) = (T::load_two(s, from), [s.load(e), s.load(&e[S::N..])]);
+            T::store_two_normal(s, into, [Self::result(s, x[0], e[0], m, last), Self::result(s, x[1], e[1], m, last)]);
+        }
+        for at in rest::<S>(from.len()) {
+            let (x, e) = (load(s, from, at, 0.0), s.load(&weights[at..]));
+            store(s, into, at, Self::result(s, x, e, m, last));
+        }
+    }
+
+    #[inline(always)]
+    fn result<S: Lanes>(s: S, x: S::F, weight: S::F, m: S::F, last: S::F) -> S::F {
+        if LOG { s.sub(s.sub(x, m), last) } else { s.mul(weight, last) }
+    }
+
+    /// `e^(x - m)`, as exact as the result is: 1 of the largest, so that the logarithm of a sum near 1 keeps its digits.
     #[inline(always)]
     fn weight<S: Lanes>(s: S, x: S::F, m: S::F) -> S::F {
         let exponent = s.mul(s.sub(x, m), s.splat(LOG2_E));
-        if T::PAIRS && !LOG { s.rough_exp2(exponent) } else { s.exp2(exponent) }
+        if T::PAIRS { s.rough_exp2(exponent) } else { s.exp2(exponent) }
     }
 }
 
-/// What turns a row into its softmax or the logarithm of that.
-struct Last<F> {
-    m: F,
-    ln: F,
-    /// 1 over the sum of weights; 0 where that is 0.
-    factor: F,
-    /// -inf where the sum of weights is 0, else 0.
-    none: F,
-}
-
-impl<F: Copy> Last<F> {
-    #[inline(always)]
-    fn new<S: Lanes<F = F>>(s: S, m: F, sum: f32) -> Self {
-        let (factor, none) = if sum == 0.0 { (0.0, f32::NEG_INFINITY) } else { (1.0 / sum, 0.0) };
-        // In f64, so that a large m does not swallow the digits of ln Σ before they are subtracted.
-        Last { m, ln: s.splat(f64::from(sum).ln() as f32), factor: s.splat(factor), none: s.splat(none) }
-    }
-
-    #[inline(always)]
-    fn value<S: Lanes<F = F>, const LOG: bool>(&self, s: S, x: F, weight: F) -> F {
-        if !LOG {
-            return s.mul(weight, self.factor);
-        }
-        let z = s.sub(s.sub(x, self.m), self.ln);
-        s.select(s.equal(self.none, s.zero()), z, self.none)
-    }
+/// Where the registers of a row begin that are not taken two at a time.
+#[inline(always)]
+fn rest<S: Lanes>(length: usize) -> impl Iterator<Item = usize> {
+    (length / (2 * S::N) * (2 * S::N)..length).step_by(S::N)
 }
 
 struct PullBack<'a, T, const LOG: bool> {

@@ -97,6 +97,13 @@ impl<const PAIRS: bool> Avx512<PAIRS> {
         proven!(_mm512_mask_blend_epi16(0xaaaa_aaaa, lower, self.rounded(second)))
     }
 
+    #[inline(always)]
+    fn store_halves(self, into: &mut [bf16], halves: __m512i) {
+        let into = &mut into[..32];
+        // SAFETY: the slice has thirty-two elements of two bytes.
+        unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), halves) }
+    }
+
     /// The lower and the upper bf16 of each lane as f32.
     #[inline(always)]
     fn widened(self, halves: __m512i) -> [__m512; 2] {
@@ -377,10 +384,11 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
     }
     #[inline(always)]
     fn store_two_bf16(self, into: &mut [bf16], x: [__m512; 2]) {
-        let into = &mut into[..32];
-        let both = self.halves(x);
-        // SAFETY: the slice has thirty-two elements of two bytes.
-        unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), both) }
+        self.store_halves(into, self.halves(x));
+    }
+    #[inline(always)]
+    fn store_two_normal_bf16(self, into: &mut [bf16], x: [__m512; 2]) {
+        self.store_halves(into, if PAIRS { self.halves_at_once(x) } else { self.halves(x) });
     }
     #[inline(always)]
     fn pair(self, [first, second]: [__m512; 2]) -> __m512 {

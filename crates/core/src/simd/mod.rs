@@ -203,6 +203,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         self.store_bf16(into, x[0]);
         self.store_bf16(&mut into[Self::N..], x[1]);
     }
+    /// As [`Lanes::store_two_bf16`], but numbers nearer to 0 than 2^-126 may become 0.
+    #[inline(always)]
+    fn store_two_normal_bf16(self, into: &mut [bf16], x: [Self::F; 2]) {
+        self.store_two_bf16(into, x);
+    }
     /// Two registers as pairs of bf16, rounded to nearest even; what is not a number becomes some quiet one.
     #[inline(always)]
     fn pair(self, [first, second]: [Self::F; 2]) -> Self::F {
@@ -257,7 +262,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn rough_reciprocal(self, x: Self::F) -> Self::F {
         self.reciprocal(x)
     }
-    /// `2^x` to 13 bits at least.
+    /// `2^x` to 13 bits at least; exactly 1 at 0.
     #[inline(always)]
     fn rough_exp2(self, x: Self::F) -> Self::F {
         self.exp2(x)
@@ -267,9 +272,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 /// Coefficients of the degree-5 polynomial with the least relative error to `2^r` on `[0, 1)` among those that are exactly
 /// 1 at 0 (Remez, 8.2e-8): the weight of a row's largest key is exactly 1.
 pub(crate) const EXP2_FLOOR: [f32; 6] = [1.0, 0.693_151_3, 0.240_164_44, 0.055_799_913, 0.009_017_031, 0.001_867_13];
-/// The degree-3 polynomial with the least relative error to `2^r` on `[0, 1]` (7.5e-5).
+/// The same of degree 3 (8.6e-5).
 #[cfg(target_arch = "x86_64")]
-pub(crate) const ROUGH_EXP2_FLOOR: [f32; 4] = [0.999_925_2, 0.695_833_54, 0.226_067_15, 0.078_024_53];
+pub(crate) const ROUGH_EXP2_FLOOR: [f32; 4] = [1.0, 0.695_116_8, 0.227_645, 0.077_067_04];
 /// `(2^r - 1) / r` on `[-1/2, 1/2]`, degree 5.
 const EXPM1_NEAREST: [f32; 6] = [std::f32::consts::LN_2, 0.240_226_5, 0.055_504_09, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
 
