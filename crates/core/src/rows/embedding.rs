@@ -100,7 +100,10 @@ fn copy_chunks<T: Copy, const N: usize>(from: &[T], into: &mut [T]) {
     let (from, rest) = from.as_chunks::<N>();
     let (into, last) = into.as_chunks_mut::<N>();
     into.iter_mut().zip(from).for_each(|(into, from)| *into = *from);
-    last.copy_from_slice(rest);
+    // Where nothing is left there is no call either.
+    if !rest.is_empty() {
+        last.copy_from_slice(rest);
+    }
 }
 
 struct Scatter<'a, T> {
