@@ -313,6 +313,7 @@ impl<'c, M: Form, K: Stored<'c>, T: Element> Task for Sweep<'_, '_, 'c, M, K, T>
     fn run<S: Lanes, const R: usize>(self, s: S) {
         let Sweep { part, caches: (k, v), q, range, row, softmax, .. } = self;
         let at = [part.b, part.g];
+        let all = (0..part.count).all(|i| part.takes_as_they_are(&range, i));
         for start in range.clone().step_by(STRIP) {
             let strip = start..range.end.min(start + STRIP);
             let mut logits = [[f32::NEG_INFINITY; STRIP]; SHARE];
@@ -322,7 +323,9 @@ impl<'c, M: Form, K: Stored<'c>, T: Element> Task for Sweep<'_, '_, 'c, M, K, T>
                 2 => scores::<S, M, K::Element, 2>(s, &rows, q, strip.len(), &mut logits),
                 _ => scores::<S, M, K::Element, 4>(s, &rows, q, strip.len(), &mut logits),
             }
-            part.finish_scores(&strip, &mut logits);
+            if !all {
+                part.finish_scores(&strip, &mut logits);
+            }
             let mut weights = [[0.0f32; STRIP]; SHARE];
             for i in 0..part.count {
                 weigh(s, softmax, i, (&logits[i], strip.len()), &mut weights[i]);
@@ -350,15 +353,21 @@ impl Part<'_> {
         !extras && problem.key_bias(self.b, self.g).is_none()
     }
 
+    /// Whether a row's scores of these keys are the scaled products, all of them visible.
+    fn takes_as_they_are(&self, keys: &Range<usize>, i: usize) -> bool {
+        let n = self.place(self.first + i)[1];
+        let position = self.scope.query_position(n);
+        self.is_plain() && self.scope.sees_all(keys.clone(), position, position) && n < self.scope.queries.end
+    }
+
     /// Soft-cap, biases and visibility of a strip; logits are in units of log2 afterwards.
     fn finish_scores(&self, strip: &Range<usize>, logits: &mut [[f32; STRIP]; SHARE]) {
         let plain = self.is_plain();
         for (i, row) in logits.iter_mut().enumerate().take(self.count) {
-            let [h, n] = self.place(self.first + i);
-            let position = self.scope.query_position(n);
-            if plain && self.scope.sees_all(strip.clone(), position, position) && n < self.scope.queries.end {
+            if self.takes_as_they_are(strip, i) {
                 continue;
             }
+            let [h, n] = self.place(self.first + i);
             for (x, key) in row.iter_mut().zip(strip.clone()) {
                 if !plain {
                     *x = self.rich_score(*x, [h, n], key);
@@ -434,6 +443,9 @@ fn scores_of_rows<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>
             queries[i][p] = [s.load(q), s.load(&q[S::N..])];
         }
     }
+    if let (Some(values), true) = (rows.end_to_end(count), Q > 1 && P * Q >= 8 && count == STRIP) {
+        return scores_end_to_end::<S, M, T, Q, P>(s, values, (&queries, factor), logits);
+    }
     for slot in (0..count).step_by(4) {
         let slots = slot..count.min(slot + 4);
         let mut sums = [[s.zero(); 4]; Q];
@@ -454,6 +466,29 @@ fn scores_of_rows<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>
             }
         }
         write_sums(s, (&sums, factor), slots, logits);
+    }
+}
+
+/// The same of a whole strip without gaps, with queries that fill the registers or more: of known length and free of questions, so that
+/// loads stand close together. Keys of fewer queries the compiler would read from the last of four to the first, at half the speed.
+#[inline(always)]
+fn scores_end_to_end<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>(
+    s: S,
+    keys: &[T],
+    (queries, factor): (&[[[S::F; 2]; P]; Q], f32),
+    logits: &mut [[f32; STRIP]; SHARE],
+) {
+    let width = P * 2 * S::N;
+    let keys = &keys[..STRIP * width];
+    for slot in (0..STRIP).step_by(4) {
+        let mut sums = [[s.zero(); 4]; Q];
+        for key in 0..4 {
+            let dots = multiply_pairs::<S, M, T, Q, P>(s, &keys[(slot + key) * width..][..width], queries);
+            for i in 0..Q {
+                sums[i][key] = dots[i];
+            }
+        }
+        write_sums(s, (&sums, factor), slot..slot + 4, logits);
     }
 }
 
@@ -621,6 +656,13 @@ struct WholeRows<'a, T> {
 }
 
 impl<'a, T: Element> WholeRows<'a, T> {
+    /// The first rows, if they leave no gaps and none is asked for early: a loop over them needs nothing but loads, and the fewer other
+    /// instructions stand between loads the more of these are under way.
+    #[inline(always)]
+    fn end_to_end(&self, count: usize) -> Option<&'a [T]> {
+        (self.stride == self.width && !self.early).then(|| &self.values[..count * self.width])
+    }
+
     /// A row; asks for the one some rows after it, where that pays.
     #[inline(always)]
     fn at<S: Lanes>(&self, s: S, row: usize) -> &'a [T] {
@@ -754,23 +796,41 @@ fn gather_rows<S: Lanes, T: Element, const Q: usize, const P: usize>(
             *sum = [s.load(o), s.load(&o[S::N..])];
         }
     }
-    let mut slot = 0;
-    while slot < count.min(STRIP) {
-        let row = &rows.at(s, slot)[d..][..P * 2 * S::N];
-        for p in 0..P {
-            let [lower, upper] = T::load_two(s, &row[p * 2 * S::N..]);
-            for i in 0..Q {
-                let weight = s.splat(weights[i][slot]);
-                let [first, second] = sums[i][p];
-                sums[i][p] = [s.mul_add(weight, lower, first), s.mul_add(weight, upper, second)];
+    let width = P * 2 * S::N;
+    match rows.end_to_end(count) {
+        Some(values) if rows.width == width => {
+            for (slot, row) in values.chunks_exact(width).enumerate().take(STRIP) {
+                add_values::<S, T, Q, P>(s, row, (weights, slot), &mut sums);
             }
         }
-        slot += 1;
+        _ => {
+            for slot in 0..count.min(STRIP) {
+                add_values::<S, T, Q, P>(s, &rows.at(s, slot)[d..][..width], (weights, slot), &mut sums);
+            }
+        }
     }
     for (sums, o) in sums.iter().zip(o.chunks_exact_mut(rows.width)) {
         for (sum, o) in sums.iter().zip(o[d..].chunks_exact_mut(2 * S::N)) {
             s.store(o, sum[0]);
             s.store(&mut o[S::N..], sum[1]);
+        }
+    }
+}
+
+/// Adds `P` pairs of registers of a weighted value to `Q` sums.
+#[inline(always)]
+fn add_values<S: Lanes, T: Element, const Q: usize, const P: usize>(
+    s: S,
+    row: &[T],
+    (weights, slot): (&[[f32; STRIP]; Q], usize),
+    sums: &mut [[[S::F; 2]; P]; Q],
+) {
+    for p in 0..P {
+        let [lower, upper] = T::load_two(s, &row[p * 2 * S::N..]);
+        for i in 0..Q {
+            let weight = s.splat(weights[i][slot]);
+            let [first, second] = sums[i][p];
+            sums[i][p] = [s.mul_add(weight, lower, first), s.mul_add(weight, upper, second)];
         }
     }
 }
