@@ -2,6 +2,7 @@
 //! `y_j = e^(x_j - m) / Σ e^(x - m)` with m the largest of the row; `log y_j = x_j - m - ln Σ e^(x - m)`.
 //!
 //! Backward needs the output only: `dx = y (dy - Σ y dy)`; for the logarithm z, `dx = dz - e^z Σ dz`.
+//! Weights in bf16 that are smaller than 2^-126 may be 0.
 //! Logits of -inf have no weight. A row of nothing but -inf has no weights at all: zeros, and -inf in the logarithm; so no gradient.
 
 use super::matrix::{Matrix, MatrixMut};
