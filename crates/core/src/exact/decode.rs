@@ -427,7 +427,8 @@ fn scores<S: Lanes, M: Form, T: Element, const Q: usize>(
 /// The same of keys that are `P` pairs of registers wide, or as wide as they are if `P` is 0.
 ///
 /// Memory delivers four rows in turns a third more slowly than one row after another (Zen 4). So queries are loaded before the loop, and where
-/// they do not all stay in registers the loop over keys has no fixed length: else the compiler shares loads among keys and reads those in turns.
+/// they do not all stay in registers a loop over keys with questions has no fixed length: else the compiler shares loads among keys and reads those in
+/// turns.
 #[inline(always)]
 fn scores_of_rows<S: Lanes, M: Form, T: Element, const Q: usize, const P: usize>(
     s: S,

@@ -13,6 +13,7 @@ use crate::{Error, Par};
 use std::ops::Range;
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
+
 /// `y = softmax(x)`, row by row.
 ///
 /// # Errors
