@@ -1,7 +1,7 @@
 //! Borrowed four-dimensional tensors `[B, H, N, D]` with strides, and outputs whose rows threads claim in pieces.
 
 use crate::par::Jobs;
-use crate::simd::{LINE, Lanes, MOST_LANES, Task, as_pairs, dispatch};
+use crate::simd::{LINE, Lanes, MOST_LANES, Task, as_pairs, dispatch, filled_up, write_part};
 use crate::{Error, Par};
 use half::{bf16, f16};
 use std::marker::PhantomData;
@@ -25,6 +25,18 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     }
     /// Writes all lanes to the front of a slice, rounded to nearest even.
     fn store<S: Lanes>(s: S, into: &mut [Self], x: S::F);
+    /// The first lanes of a slice of fewer, widened; the others are `fill`.
+    #[inline(always)]
+    fn load_part<S: Lanes>(s: S, from: &[Self], fill: f32) -> S::F {
+        Self::load(s, &filled_up(from, Self::from_f32(fill)))
+    }
+    /// Writes the first lanes to a slice of fewer, rounded to nearest even.
+    #[inline(always)]
+    fn store_part<S: Lanes>(s: S, into: &mut [Self], x: S::F) {
+        let mut part = [Self::default(); MOST_LANES];
+        Self::store(s, &mut part, x);
+        write_part(into, &part);
+    }
     /// The first `2N` elements of a slice, widened, in an order of the level's own.
     #[inline(always)]
     fn load_two<S: Lanes>(s: S, from: &[Self]) -> [S::F; 2] {
@@ -47,6 +59,10 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     }
     /// Whether it is bf16, of which some processors multiply two at a time.
     const PAIRS: bool = false;
+    /// The values themselves, where the type is bf16.
+    fn halves(_values: &[Self]) -> Option<&[bf16]> {
+        None
+    }
     /// The tensor itself, where the type is bf16.
     fn as_bf16(_values: Strided<'_, Self>) -> Option<Strided<'_, bf16>> {
         None
@@ -76,6 +92,14 @@ impl Element for f32 {
     fn store<S: Lanes>(s: S, into: &mut [f32], x: S::F) {
         s.store(into, x);
     }
+    #[inline(always)]
+    fn load_part<S: Lanes>(s: S, from: &[f32], fill: f32) -> S::F {
+        s.load_part(from, fill)
+    }
+    #[inline(always)]
+    fn store_part<S: Lanes>(s: S, into: &mut [f32], x: S::F) {
+        s.store_part(into, x);
+    }
 }
 
 impl Element for bf16 {
@@ -96,6 +120,14 @@ impl Element for bf16 {
         s.store_bf16(into, x);
     }
     #[inline(always)]
+    fn load_part<S: Lanes>(s: S, from: &[bf16], fill: f32) -> S::F {
+        s.load_part_bf16(from, fill)
+    }
+    #[inline(always)]
+    fn store_part<S: Lanes>(s: S, into: &mut [bf16], x: S::F) {
+        s.store_part_bf16(into, x);
+    }
+    #[inline(always)]
     fn load_two<S: Lanes>(s: S, from: &[bf16]) -> [S::F; 2] {
         s.load_two_bf16(from)
     }
@@ -108,6 +140,10 @@ impl Element for bf16 {
         s.store_two_normal_bf16(into, x);
     }
     const PAIRS: bool = true;
+    #[inline(always)]
+    fn halves(values: &[bf16]) -> Option<&[bf16]> {
+        Some(values)
+    }
     fn as_bf16(values: Strided<'_, bf16>) -> Option<Strided<'_, bf16>> {
         Some(values)
     }

@@ -574,6 +574,13 @@ fn softmax_of_extremes() {
     for z in at_every_level(softmax::log_forward, &[1e4, -inf, 1e4]) {
         assert_eq!(z, [-std::f32::consts::LN_2, -inf, -std::f32::consts::LN_2]);
     }
+    let far = f32::MIN;
+    for y in at_every_level(softmax::forward, &[far, far, -inf, far, far]) {
+        assert_eq!(y, [0.25, 0.25, 0.0, 0.25, 0.25], "all as far away as can be");
+    }
+    for y in at_every_level(softmax::forward, &[far, 3e38, 2e38]) {
+        assert_eq!(y, [0.0, 1.0, 0.0]);
+    }
     for y in at_every_level(softmax::forward, &[1.0, f32::NAN, 2.0]) {
         assert!(y.iter().all(|y| y.is_nan()));
     }

@@ -7,9 +7,10 @@
 //! | SiLU | `x σ(x)` | the same; Elfwing et al. 2017, arXiv 1702.03118 |
 //! | ReLU, tanh | `max(x, 0)`, `tanh x` | |
 //!
-//! There is no branch on x. `Φ(-a) = e^{-a²/2} P(t)` with `t = 1/(1 + a/4)` for `a ≥ 0`: P is the polynomial of degree 7 whose relative error is
+//! There is no branch on x. `Φ(-a) = e^{-a²/2} P(t)` with `t = 1/(a + 4)` for `a ≥ 0`: P is the polynomial of degree 7 whose relative error is
 //! least beside what the rounding of a²/2 allows (2.4e-8 of 1 + a²/2, before its own rounding), so that the tail, where 1 - erf would cancel, keeps its
-//! digits. Φ is within 2.5e-7. For results of bf16 degree 4 of `t = 1/(1 + 0.3 a)` does (2.1e-4), with a power of 2 and a reciprocal as rough.
+//! digits. Φ is within 2.5e-7. For results of bf16 degree 4 of `t = 1/(a + 10/3)` does (2.1e-4), with a power of 2 and a reciprocal as rough,
+//! which the other activations take for them, too; results in bf16 nearer to 0 than 2^-126 may be 0.
 
 use crate::simd::Lanes;
 use crate::view::Element;
@@ -108,14 +109,15 @@ const TANH_FORM: [f32; 2] = [0.797_884_6, 0.035_677_408];
 /// `1 / √(2π)`.
 const DENSITY: f32 = 0.398_942_3;
 /// P of the tail, constant first.
-const TAIL: [f32; 8] =
-    [0.000_215_720_87, 0.096_022_2, 0.126_797_15, -0.015_450_743, 0.345_012_1, -0.325_641_04, 0.370_653_27, -0.097_608_68];
+const TAIL: [f32; 8] = [0.000_215_720_87, 0.384_088_8, 2.028_754_5, -0.988_847_55, 88.323_1, -333.456_42, 1_518.195_8, -1_599.220_6];
 /// Where Φ(-a) is about 1e-37.
 const FAR: f32 = 12.75;
-/// `t = 1 / (1 + TAIL_STEP · a)`.
-const TAIL_STEP: f32 = 0.25;
-/// P for results of bf16, and its step.
-const ROUGH_TAIL: ([f32; 5], f32) = ([-0.000_195_511_82, 0.119_863_48, 0.132_670_95, 0.041_293_032, 0.206_473_59], 0.3);
+/// `t = 1 / (a + TAIL_START)`.
+const TAIL_START: f32 = 4.0;
+/// P for results of bf16.
+const ROUGH_TAIL: [f32; 5] = [-0.000_195_511_82, 0.399_544_92, 1.474_121_7, 1.529_371_6, 25.490_566];
+/// Its start.
+const ROUGH_TAIL_START: f32 = 10.0 / 3.0;
 
 #[derive(Clone, Copy)]
 pub(super) struct Line;
@@ -152,7 +154,7 @@ fn near<S: Lanes>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 fn tail<S: Lanes>(s: S, a: S::F) -> [S::F; 2] {
     let bell = s.exp2(s.mul(s.mul(a, a), s.splat(-0.5 * LOG2_E)));
-    let t = s.reciprocal(s.mul_add(a, s.splat(TAIL_STEP), s.splat(1.0)));
+    let t = s.reciprocal(s.add(a, s.splat(TAIL_START)));
     let mut p = s.splat(TAIL[7]);
     for c in TAIL[..7].iter().rev() {
         p = s.mul_add(p, t, s.splat(*c));
@@ -181,9 +183,9 @@ impl Curve for Gelu {
     fn rough<S: Lanes>(self, s: S, x: S::F) -> S::F {
         let a = near(s, x);
         let bell = s.rough_exp2(s.mul(s.mul(a, a), s.splat(-0.5 * LOG2_E)));
-        let t = s.rough_reciprocal(s.mul_add(a, s.splat(ROUGH_TAIL.1), s.splat(1.0)));
-        let mut p = s.splat(ROUGH_TAIL.0[4]);
-        for c in ROUGH_TAIL.0[..4].iter().rev() {
+        let t = s.rough_reciprocal(s.add(a, s.splat(ROUGH_TAIL_START)));
+        let mut p = s.splat(ROUGH_TAIL[4]);
+        for c in ROUGH_TAIL[..4].iter().rev() {
             p = s.mul_add(p, t, s.splat(*c));
         }
         s.mul_sub(a, s.mul(p, bell), s.max(s.zero(), x))
@@ -197,6 +199,13 @@ fn sigmoid<S: Lanes>(s: S, x: S::F) -> S::F {
     s.reciprocal(s.add(s.splat(1.0), s.exp2(exponent)))
 }
 
+/// `σ(x)` for results of bf16.
+#[inline(always)]
+fn rough_sigmoid<S: Lanes>(s: S, x: S::F) -> S::F {
+    let exponent = s.min(s.splat(125.0), s.mul(x, s.splat(-LOG2_E)));
+    s.rough_reciprocal(s.add(s.splat(1.0), s.rough_exp2(exponent)))
+}
+
 /// The slope of `x σ(y)`: `σ + x σ (1 - σ) y'`.
 #[inline(always)]
 fn gated_slope<S: Lanes>(s: S, x: S::F, gate: S::F, inner: S::F) -> S::F {
@@ -204,20 +213,28 @@ fn gated_slope<S: Lanes>(s: S, x: S::F, gate: S::F, inner: S::F) -> S::F {
     s.mul_add(s.mul(x, bend), inner, gate)
 }
 
+/// `2u`.
+#[inline(always)]
+fn inside<S: Lanes>(s: S, x: S::F) -> S::F {
+    s.mul(x, s.mul_add(s.mul(x, x), s.splat(2.0 * TANH_FORM[1]), s.splat(2.0 * TANH_FORM[0])))
+}
+
 impl Curve for GeluTanh {
     #[inline(always)]
     fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
-        let u = s.mul(x, s.mul_add(s.mul(x, x), s.splat(2.0 * TANH_FORM[1]), s.splat(2.0 * TANH_FORM[0])));
-        s.mul(x, sigmoid(s, u))
+        s.mul(x, sigmoid(s, inside(s, x)))
+    }
+    #[inline(always)]
+    fn rough<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        s.mul(x, rough_sigmoid(s, inside(s, x)))
     }
     #[inline(always)]
     fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {
         // σ is 0 or 1 in all bits beyond ±16, where the slope of the cubic would only overflow.
         let x = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
         let square = s.mul(x, x);
-        let u = s.mul(x, s.mul_add(square, s.splat(2.0 * TANH_FORM[1]), s.splat(2.0 * TANH_FORM[0])));
         let inner = s.mul_add(square, s.splat(6.0 * TANH_FORM[1]), s.splat(2.0 * TANH_FORM[0]));
-        gated_slope(s, x, sigmoid(s, u), inner)
+        gated_slope(s, x, sigmoid(s, inside(s, x)), inner)
     }
 }
 
@@ -225,6 +242,10 @@ impl Curve for Silu {
     #[inline(always)]
     fn value<S: Lanes>(self, s: S, x: S::F) -> S::F {
         s.mul(x, sigmoid(s, x))
+    }
+    #[inline(always)]
+    fn rough<S: Lanes>(self, s: S, x: S::F) -> S::F {
+        s.mul(x, rough_sigmoid(s, x))
     }
     #[inline(always)]
     fn slope<S: Lanes>(self, s: S, x: S::F) -> S::F {

@@ -9,7 +9,7 @@
 //! alike (RMS norm without `mean g`); `dw = Σ dy x̂`, `db = Σ dy`, summed over fixed blocks of rows, then over blocks in order.
 
 use super::matrix::{Matrix, MatrixMut, check_length};
-use super::sweep::{Sweep, blocks, load, next_row, pieces, registers, registers_of, store, sweep};
+use super::sweep::{Sweep, blocks, load, pieces, registers, registers_of, store, sweep};
 use crate::simd::{Aligned, Lanes};
 use crate::view::{DisjointRows, Element, StridedMut};
 use crate::{Error, Par};
@@ -172,13 +172,13 @@ impl<T: Element> Sweep for Forward<'_, T> {
         let (mut y, width) = (self.y.sheet(0, 0, block), self.x.shape()[1]);
         let Some((residual, sum)) = &self.added else {
             for (i, row) in rows.enumerate() {
-                self.norm.row(s, next_row(s, self.x, row), y.part(i, 0..width));
+                self.norm.row(s, self.x.row(row), y.part(i, 0..width));
             }
             return;
         };
         let mut sum = sum.sheet(0, 0, block);
         for (i, row) in rows.enumerate() {
-            let (x, residual, sum) = (next_row(s, self.x, row), next_row(s, residual, row), sum.part(i, 0..width));
+            let (x, residual, sum) = (self.x.row(row), residual.row(row), sum.part(i, 0..width));
             for at in (0..x.len()).step_by(S::N) {
                 store(s, sum, at, s.add(load(s, x, at, 0.0), load(s, residual, at, 0.0)));
             }
@@ -281,7 +281,7 @@ type Row<'a, T> = [&'a [T]; 3];
 impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     fn row<S: Lanes>(&self, s: S, row: usize, dx: &mut [T], sums: &mut [f32]) {
-        let (row, weight) = (self.from(s, row), self.norm.weight);
+        let (row, weight) = (self.from(row), self.norm.weight);
         let slope = Slope::new(s, self.norm, row);
         let (dweight, dbias) = sums.split_at_mut(weight.len());
         slope.go(s, (row, weight), ([dweight, &mut dbias[..weight.len()]], &mut dx[..weight.len()]));
@@ -290,17 +290,17 @@ impl<T: Element> Backward<'_, T> {
     /// The same of a row and the next one, of whole registers: sums over rows are read and written once.
     #[inline(always)]
     fn two_rows<S: Lanes>(&self, s: S, first: usize, dx: [&mut [T]; 2], sums: &mut [f32]) {
-        let (rows, weight) = ([self.from(s, first), self.from(s, first + 1)], self.norm.weight);
+        let (rows, weight) = ([self.from(first), self.from(first + 1)], self.norm.weight);
         let slopes = [Slope::new(s, self.norm, rows[0]), Slope::new(s, self.norm, rows[1])];
         let (dweight, dbias) = sums.split_at_mut(weight.len());
         go_together(s, &slopes, (rows, weight), ([dweight, &mut dbias[..weight.len()]], dx));
     }
 
     #[inline(always)]
-    fn from<S: Lanes>(&self, s: S, row: usize) -> Row<'_, T> {
+    fn from(&self, row: usize) -> Row<'_, T> {
         let width = self.norm.weight.len();
-        let dsum = self.dsum.map_or(&[][..], |dsum| &next_row(s, dsum, row)[..width]);
-        [&next_row(s, self.x, row)[..width], &next_row(s, self.dy, row)[..width], dsum]
+        let dsum = self.dsum.map_or(&[][..], |dsum| &dsum.row(row)[..width]);
+        [&self.x.row(row)[..width], &self.dy.row(row)[..width], dsum]
     }
 }
 

@@ -4,11 +4,13 @@
 //! neighbours along k stand side by side, these lanes stand in memory as they are.
 
 use super::matrix::Matrix;
-use super::sweep::ahead;
-use crate::simd::{Across, Aligned, Along, Form, Lanes, Pairs, Rows, Singles, Task, pair_of, zip_pairs};
+use crate::simd::{Across, Aligned, Along, Form, LINE, Lanes, Pairs, Rows, Singles, Task, pair_of, zip_pairs};
 use crate::view::Element;
 use half::bf16;
 use std::ops::Range;
+
+/// Rows between the one that is read and the one that is asked for.
+const AHEAD: isize = 8;
 
 /// One of the two factors.
 pub(super) trait Operand: Sync {
@@ -180,6 +182,15 @@ impl<T: Element> Task for Pack<'_, '_, T> {
                 }
             }
         }
+    }
+}
+
+/// Asks for the row that is read a few rows later.
+#[inline(always)]
+fn ahead<S: Lanes, T>(s: S, row: &[T], step: isize) {
+    let next = row.as_ptr().wrapping_offset(step * AHEAD);
+    for at in (0..row.len()).step_by(LINE * size_of::<f32>() / size_of::<T>()) {
+        s.prefetch(next.wrapping_add(at));
     }
 }
 

@@ -2,11 +2,11 @@
 //! `y_j = e^(x_j - m) / Σ e^(x - m)` with m the largest of the row; `log y_j = x_j - m - ln Σ e^(x - m)`.
 //!
 //! Backward needs the output only: `dx = y (dy - Σ y dy)`; for the logarithm z, `dx = dz - e^z Σ dz`.
-//! Weights in bf16 that are smaller than 2^-126 may be 0.
+//! Results in bf16 nearer to 0 than 2^-126 may be 0.
 //! Logits of -inf have no weight. A row of nothing but -inf has no weights at all: zeros, and -inf in the logarithm; so no gradient.
 
 use super::matrix::{Matrix, MatrixMut};
-use super::sweep::{Sweep, blocks, load, next_row, store, sweep};
+use super::sweep::{Sweep, blocks, load, store, sweep};
 use crate::simd::{Aligned, Lanes};
 use crate::view::{DisjointRows, Element};
 use crate::{Error, Par};
@@ -75,6 +75,11 @@ fn pull_back<T: Element, const LOG: bool>(
 /// The largest of a row; -inf where there is none, not a number where one is not.
 #[inline(always)]
 pub(super) fn largest<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
+    if let Some(halves) = T::halves(row)
+        && let Some(largest) = s.largest_bf16(halves)
+    {
+        return largest;
+    }
     let mut most = [s.splat(f32::NEG_INFINITY); 4];
     let mut fours = row.chunks_exact(4 * S::N);
     for four in &mut fours {
@@ -123,7 +128,7 @@ impl<T: Element, const LOG: bool> Sweep for Normalise<'_, T, LOG> {
             let (m, done) = (searched, weighed);
             let last = Self::last(done.sum);
             if turn < rows.len() {
-                searched = offset(largest(s, next_row(s, self.x, rows.start + turn)));
+                searched = offset(largest(s, self.x.row(rows.start + turn)));
             }
             if (1..=rows.len()).contains(&turn) {
                 weighed = Row { m, sum: Self::weigh(s, self.x.row(rows.start + turn - 1), m, weights[turn % 2]) };
@@ -225,9 +230,9 @@ impl<T: Element, const LOG: bool> Sweep for PullBack<'_, T, LOG> {
     fn block<S: Lanes>(&self, s: S, block: usize, rows: Range<usize>, _: &mut Aligned<f32>) {
         let mut claim = self.dx.claim(0, 0, block);
         for (i, row) in rows.enumerate() {
-            let y = next_row(s, self.y, row);
+            let y = self.y.row(row);
             // One length, known to be one: a single comparison per step then stands for all loads and stores.
-            let (dy, dx) = (&next_row(s, self.dy, row)[..y.len()], &mut claim.row(i)[..y.len()]);
+            let (dy, dx) = (&self.dy.row(row)[..y.len()], &mut claim.row(i)[..y.len()]);
             let both = y.len() / (2 * S::N) * (2 * S::N);
             let mut sums = [s.zero(); 2];
             for at in (0..both).step_by(2 * S::N) {
@@ -243,7 +248,7 @@ impl<T: Element, const LOG: bool> Sweep for PullBack<'_, T, LOG> {
             let sum = s.splat(s.sum(sum));
             for at in (0..both).step_by(2 * S::N) {
                 let (y, dy) = (T::load_two(s, &y[at..]), T::load_two(s, &dy[at..]));
-                T::store_two(s, &mut dx[at..], [Self::slope(s, y[0], dy[0], sum), Self::slope(s, y[1], dy[1], sum)]);
+                T::store_two_normal(s, &mut dx[at..], [Self::slope(s, y[0], dy[0], sum), Self::slope(s, y[1], dy[1], sum)]);
             }
             for at in (both..y.len()).step_by(S::N) {
                 store(s, dx, at, Self::slope(s, load(s, y, at, 0.0), load(s, dy, at, 0.0), sum));

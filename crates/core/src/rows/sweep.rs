@@ -3,17 +3,13 @@
 
 use super::matrix::{Matrix, MatrixMut};
 use crate::par::Jobs;
-use crate::simd::{Aligned, Form, LINE, Lanes, MOST_LANES, Pairs, Task, dispatch};
+use crate::simd::{Aligned, Form, Lanes, Pairs, Task, dispatch};
 use crate::view::{Claim, DisjointRows, Element};
 use crate::{Error, Par};
 use std::ops::Range;
 
 /// Elements of a block: some tens of kilobytes, which stay in the cache between two passes over a row.
 const BLOCK: usize = 16_384;
-/// Rows between the one that is read and the one that is asked for.
-const AHEAD: usize = 8;
-/// Elements of the longest row that is asked for before its turn; longer ones the machine fetches ahead by itself.
-const LONGEST_ASKED: usize = 2048;
 /// What an element costs, in the operations that [`Par::run`] counts.
 const COST: f64 = 16.0;
 
@@ -64,59 +60,16 @@ impl<W: Sweep> Task for Worker<'_, W> {
     }
 }
 
-/// Asks for the row that is read a few rows later.
-#[inline(always)]
-pub(super) fn ahead<S: Lanes, T: Element>(s: S, row: &[T], step: isize) {
-    let next = row.as_ptr().wrapping_offset(step * AHEAD as isize);
-    for at in (0..row.len()).step_by(LINE * size_of::<f32>() / size_of::<T>()) {
-        s.prefetch(next.wrapping_add(at));
-    }
-}
-
-/// A row of a sweep from one row to the next, a later one asked for: what is found out about a row before it is read again leaves
-/// the machine no time to look ahead.
-#[inline(always)]
-pub(super) fn next_row<'a, S: Lanes, T: Element>(s: S, matrix: &Matrix<'a, T>, row: usize) -> &'a [T] {
-    let here = matrix.row(row);
-    if here.len() <= LONGEST_ASKED {
-        ahead(s, here, matrix.strides()[0]);
-    }
-    here
-}
-
 /// The lanes of a row from `at` on; lanes past its end are `fill`.
 #[inline(always)]
 pub(crate) fn load<S: Lanes, T: Element>(s: S, row: &[T], at: usize, fill: f32) -> S::F {
-    if at + S::N <= row.len() {
-        return T::load(s, &row[at..]);
-    }
-    T::load(s, &filled_up(&row[at..], fill))
-}
-
-/// Out of line, as [`write_part`]: a call in the middle of a loop would keep what the loop holds out of registers.
-#[cold]
-#[inline(never)]
-fn filled_up<T: Element>(row: &[T], fill: f32) -> [T; MOST_LANES] {
-    let mut part = [T::from_f32(fill); MOST_LANES];
-    part[..row.len()].copy_from_slice(row);
-    part
+    if at + S::N <= row.len() { T::load(s, &row[at..]) } else { T::load_part(s, &row[at..], fill) }
 }
 
 /// Writes the lanes to a row from `at` on, as far as it goes.
 #[inline(always)]
 pub(crate) fn store<S: Lanes, T: Element>(s: S, row: &mut [T], at: usize, x: S::F) {
-    if at + S::N <= row.len() {
-        return T::store(s, &mut row[at..], x);
-    }
-    let mut part = [T::default(); MOST_LANES];
-    T::store(s, &mut part, x);
-    write_part(&mut row[at..], &part);
-}
-
-#[cold]
-#[inline(never)]
-fn write_part<T: Element>(row: &mut [T], part: &[T; MOST_LANES]) {
-    row.copy_from_slice(&part[..row.len()]);
+    if at + S::N <= row.len() { T::store(s, &mut row[at..], x) } else { T::store_part(s, &mut row[at..], x) }
 }
 
 /// Shows every register of a row, the last one filled up, with a number below 4 that counts them: for four sums in flight.
@@ -258,7 +211,7 @@ fn along<S: Lanes, T: Element, E: Each<I, O>, const I: usize, const O: usize>(
         }
         let y = [operation.apply(s, x[0]), operation.apply(s, x[1])];
         for (o, into) in into.iter_mut().enumerate() {
-            T::store_two(s, &mut into[at..], [y[0][o], y[1][o]]);
+            T::store_two_normal(s, &mut into[at..], [y[0][o], y[1][o]]);
         }
     }
     for at in (both..length).step_by(S::N) {

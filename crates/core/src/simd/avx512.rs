@@ -97,6 +97,23 @@ impl<const PAIRS: bool> Avx512<PAIRS> {
         proven!(_mm512_mask_blend_epi16(0xaaaa_aaaa, lower, self.rounded(second)))
     }
 
+    /// Each lane's nearest bf16.
+    #[inline(always)]
+    fn narrowed(self, x: __m512) -> __m256i {
+        if self.rounds_at_once([x; 2]) {
+            let halves = proven!(_mm512_cvtneps_pbh(x));
+            // SAFETY: both are 32 bytes that may hold anything.
+            return unsafe { std::mem::transmute::<__m256bh, __m256i>(halves) };
+        }
+        proven!(_mm512_castsi512_si256(_mm512_permutexvar_epi16(UPPER_HALVES, self.rounded(x))))
+    }
+
+    /// The larger and the smaller integers.
+    #[inline(always)]
+    fn outermost(self, [high, low]: [__m512i; 2], x: __m512i) -> [__m512i; 2] {
+        proven!([_mm512_max_epi16(high, x), _mm512_min_epi16(low, x)])
+    }
+
     #[inline(always)]
     fn store_halves(self, into: &mut [bf16], halves: __m512i) {
         let into = &mut into[..32];
@@ -284,6 +301,26 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
     fn largest(self, x: __m512) -> f32 {
         proven!(_mm512_reduce_max_ps(x))
     }
+    /// Taken for integers, the largest positive number is the largest and the largest negative one the smallest.
+    #[inline(always)]
+    fn largest_bf16(self, of: &[bf16]) -> Option<f32> {
+        let none = proven!(_mm512_set1_epi16(bf16::NEG_INFINITY.to_bits().cast_signed()));
+        let (mut one, mut two) = ([none; 2], [none; 2]);
+        let mut pairs = of.chunks_exact(64);
+        for pair in &mut pairs {
+            // SAFETY: the slice has sixty-four elements of two bytes.
+            let x = unsafe { [_mm512_loadu_si512(pair.as_ptr().cast()), _mm512_loadu_si512(pair[32..].as_ptr().cast())] };
+            (one, two) = (self.outermost(one, x[0]), self.outermost(two, x[1]));
+        }
+        for part in pairs.remainder().chunks(32) {
+            let mask = __mmask32::MAX >> (32 - part.len());
+            // SAFETY: of memory, only the lanes of the mask are read, which are elements of the slice.
+            one = self.outermost(one, unsafe { _mm512_mask_loadu_epi16(none, mask, part.as_ptr().cast()) });
+        }
+        let [high, low] = self.outermost(self.outermost(one, two[0]), two[1]);
+        let [even, odd] = self.widened(proven!(_mm512_mask_mov_epi16(high, _mm512_movepi16_mask(high), low)));
+        Some(self.largest(self.max(even, odd)))
+    }
     #[inline(always)]
     fn load_i(self, from: &[i32]) -> __m512i {
         let from = &from[..16];
@@ -363,16 +400,32 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
     /// Rounds by adding half a unit, less one where the last kept bit is 0.
     #[inline(always)]
     fn store_bf16(self, into: &mut [bf16], x: __m512) {
-        let into = &mut into[..16];
-        if self.rounds_at_once([x; 2]) {
-            let halves = proven!(_mm512_cvtneps_pbh(x));
-            // SAFETY: the slice has sixteen elements of two bytes.
-            unsafe { into.as_mut_ptr().cast::<__m256bh>().write_unaligned(halves) }
-            return;
-        }
-        let halves = proven!(_mm512_permutexvar_epi16(UPPER_HALVES, self.rounded(x)));
+        let (into, halves) = (&mut into[..16], self.narrowed(x));
         // SAFETY: the slice has sixteen elements of two bytes.
-        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), _mm512_castsi512_si256(halves)) }
+        unsafe { _mm256_storeu_si256(into.as_mut_ptr().cast(), halves) }
+    }
+    #[inline(always)]
+    fn load_part(self, from: &[f32], fill: f32) -> __m512 {
+        // SAFETY: of memory, only the lanes of the mask are read, which are elements of the slice.
+        unsafe { _mm512_mask_loadu_ps(self.splat(fill), first_lanes(from.len()), from.as_ptr()) }
+    }
+    #[inline(always)]
+    fn load_part_bf16(self, from: &[bf16], fill: f32) -> __m512 {
+        let fill = proven!(_mm256_set1_epi16(bf16::from_f32(fill).to_bits().cast_signed()));
+        // SAFETY: of memory, only the lanes of the mask are read, which are elements of the slice.
+        let bits = unsafe { _mm256_mask_loadu_epi16(fill, first_lanes(from.len()), from.as_ptr().cast()) };
+        proven!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))))
+    }
+    #[inline(always)]
+    fn store_part(self, into: &mut [f32], x: __m512) {
+        // SAFETY: of memory, only the lanes of the mask are written, which are elements of the slice.
+        unsafe { _mm512_mask_storeu_ps(into.as_mut_ptr(), first_lanes(into.len()), x) }
+    }
+    #[inline(always)]
+    fn store_part_bf16(self, into: &mut [bf16], x: __m512) {
+        let halves = self.narrowed(x);
+        // SAFETY: of memory, only the lanes of the mask are written, which are elements of the slice.
+        unsafe { _mm256_mask_storeu_epi16(into.as_mut_ptr().cast(), first_lanes(into.len()), halves) }
     }
     /// Elements at even and at odd places: two instructions for both.
     #[inline(always)]
@@ -451,6 +504,12 @@ impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
         }
         self.scale_by_power(p, x)
     }
+}
+
+/// The mask of so many lanes from the first on, all where there are more.
+#[inline(always)]
+fn first_lanes(count: usize) -> __mmask16 {
+    if count < 16 { (1 << count) - 1 } else { __mmask16::MAX }
 }
 
 /// Four rounds of doubling blocks: 1 → 2 → 4 lanes inside 128 bits, then two shuffles of 128-bit quarters.

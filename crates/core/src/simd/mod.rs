@@ -62,6 +62,30 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn load_f16(self, from: &[f16]) -> Self::F;
     /// Writes all lanes to the front of a slice.
     fn store(self, into: &mut [f32], x: Self::F);
+    /// The first lanes of a slice of fewer; the others are `fill`.
+    #[inline(always)]
+    fn load_part(self, from: &[f32], fill: f32) -> Self::F {
+        self.load(&filled_up(from, fill))
+    }
+    /// The first lanes of a slice of fewer bf16, widened; the others are `fill`.
+    #[inline(always)]
+    fn load_part_bf16(self, from: &[bf16], fill: f32) -> Self::F {
+        self.load_bf16(&filled_up(from, bf16::from_f32(fill)))
+    }
+    /// Writes the first lanes to a slice of fewer.
+    #[inline(always)]
+    fn store_part(self, into: &mut [f32], x: Self::F) {
+        let mut part = [0.0; MOST_LANES];
+        self.store(&mut part, x);
+        write_part(into, &part);
+    }
+    /// Writes the first lanes, rounded to nearest even, to a slice of fewer bf16.
+    #[inline(always)]
+    fn store_part_bf16(self, into: &mut [bf16], x: Self::F) {
+        let mut part = [bf16::ZERO; MOST_LANES];
+        self.store_bf16(&mut part, x);
+        write_part(into, &part);
+    }
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a - b`.
@@ -90,6 +114,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn sum(self, x: Self::F) -> f32;
     /// Largest lane.
     fn largest(self, x: Self::F) -> f32;
+    /// The largest of some bf16, -inf of none, where the level finds it without widening them. Where one is not a number, it is any.
+    #[inline(always)]
+    fn largest_bf16(self, _of: &[bf16]) -> Option<f32> {
+        None
+    }
 
     /// The first lanes of a slice of i32.
     fn load_i(self, from: &[i32]) -> Self::I;
@@ -267,6 +296,22 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn rough_exp2(self, x: Self::F) -> Self::F {
         self.exp2(x)
     }
+}
+
+/// Out of line, as [`write_part`]: what the loop around it holds would leave its registers for the instructions in line.
+#[cold]
+#[inline(never)]
+pub(crate) fn filled_up<T: Copy>(from: &[T], fill: T) -> [T; MOST_LANES] {
+    let mut part = [fill; MOST_LANES];
+    part[..from.len()].copy_from_slice(from);
+    part
+}
+
+/// The front of `part`, as far as the slice goes.
+#[cold]
+#[inline(never)]
+pub(crate) fn write_part<T: Copy>(into: &mut [T], part: &[T; MOST_LANES]) {
+    into.copy_from_slice(&part[..into.len()]);
 }
 
 /// Coefficients of the degree-5 polynomial with the least relative error to `2^r` on `[0, 1)` among those that are exactly

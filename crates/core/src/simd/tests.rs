@@ -130,6 +130,50 @@ impl Task for Stored {
     }
 }
 
+struct Parts;
+
+impl Task for Parts {
+    type Output = ();
+
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let x: [f32; 16] = std::array::from_fn(|i| 1.0 + i as f32);
+        let halves = x.map(bf16::from_f32);
+        for count in 0..S::N {
+            let (mut read, mut read_halves) = ([0.0f32; 16], [0.0f32; 16]);
+            s.store(&mut read, s.load_part(&x[..count], -0.5));
+            s.store(&mut read_halves, s.load_part_bf16(&halves[..count], -0.5));
+            let (mut to, mut to_halves) = ([7.0f32; 16], [bf16::ONE; 16]);
+            s.store_part(&mut to[..count], s.load(&x));
+            s.store_part_bf16(&mut to_halves[..count], s.load(&x));
+            for i in 0..S::N {
+                let (inside, filled) = (i < count, if i < count { x[i] } else { -0.5 });
+                assert_eq!([read[i], read_halves[i]], [filled; 2], "lane {i} of {count}");
+                assert_eq!(to[i], if inside { x[i] } else { 7.0 }, "lane {i} of {count}");
+                assert_eq!(to_halves[i].to_f32(), if inside { x[i] } else { 1.0 }, "lane {i} of {count}");
+            }
+        }
+    }
+}
+
+struct Largest;
+
+impl Task for Largest {
+    type Output = ();
+
+    fn run<S: Lanes, const R: usize>(self, s: S) {
+        let drawn = |i: u32| bf16::from_bits((i.wrapping_mul(0x9e37_79b9) >> 16) as u16);
+        for seed in 0..2000u32 {
+            // Of both signs, or all negative, and some of no elements, of a part of a register and of several.
+            let values = (0..seed % 200).map(|i| drawn(seed * 200 + i)).filter(|x| !x.is_nan());
+            let values: Vec<bf16> = values.map(|x| if seed % 3 == 0 { bf16::from_bits(x.to_bits() | 0x8000) } else { x }).collect();
+            let expected = values.iter().fold(f32::NEG_INFINITY, |most, x| most.max(x.to_f32()));
+            if let Some(found) = s.largest_bf16(&values) {
+                assert_eq!(found, expected, "{values:?}");
+            }
+        }
+    }
+}
+
 struct Paired;
 
 impl Task for Paired {
@@ -169,7 +213,10 @@ fn every_level_computes_the_same_functions() {
         dispatch(level, Transposed);
         dispatch(level, Sums);
         dispatch(level, Stored);
+        dispatch(level, Parts);
+        dispatch(level, Largest);
         Pairs::dispatch(level, Stored);
+        Pairs::dispatch(level, Parts);
         dispatch(level, Paired);
         Pairs::dispatch(level, Paired);
     }
