@@ -364,11 +364,14 @@ impl Task for WalkQueries<'_, '_> {
         live.begin();
         let passing = Passing { problem, scope, at: [chunk.b, chunk.g], rows: &plan.passing };
         let list = Keys::Run(chunk.keys.clone());
-        let together = (!scope.is_scattered()).then(|| {
+        // No closure: it would be compiled for the baseline, and each of its operations a call.
+        let together = if scope.is_scattered() {
+            None
+        } else {
             let keys = KeyList { plan, list: &list, seen_all: false };
             let keys = pack_chunk::<S, R>(s, passing, keys, facts, [k, v]);
-            keys.guard(s, (keys.k, problem.dims.dk), spare)
-        });
+            Some(keys.guard(s, (keys.k, problem.dims.dk), spare))
+        };
         let group = problem.dims.group();
         for (piece, rows) in shared.queries.iter().enumerate() {
             let block = |h| QueryBlock::new(problem, scope, [chunk.b, h], rows.clone());
