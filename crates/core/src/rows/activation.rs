@@ -1,4 +1,5 @@
 //! An activation applied to every element: `y = f(x)`, `dx = f'(x) dy`, all `[rows, columns]`. Nothing is saved but x.
+//! Results in bf16 nearer to 0 than 2^-126 may be 0.
 
 use super::curve::{Activation, Curve, each_curve};
 use super::matrix::{Matrix, MatrixMut};

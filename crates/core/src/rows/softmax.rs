@@ -72,7 +72,7 @@ fn pull_back<T: Element, const LOG: bool>(
     Ok(())
 }
 
-/// The largest of a row; -inf where there is none, not a number where one is not.
+/// The largest of a row; -inf where there is none, anything where one is not a number, whose weight is none either.
 #[inline(always)]
 pub(super) fn largest<S: Lanes, T: Element>(s: S, row: &[T]) -> f32 {
     if let Some(halves) = T::halves(row)
