@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -35,7 +35,7 @@ class TorchPeer:
 
     def load(self, path, row):
         """Takes the inputs from a file into memory of its own, on 64-byte lines, and stores the row's mask."""
-        self.inputs = {name: aligned(x) for name, x in load_file(path).items()}
+        self.inputs = {name: aligned(x) for name, x in read(path, row.tokens_first).items()}
         self.mask = options.mask(row, self.inputs) if storable(row) else None
         self.results = {}
 
@@ -89,25 +89,38 @@ class ChildPeer:
             raise RuntimeError(f"{Path(self.process.args[0]).name}: {reply['error']}")
         return reply
 
-    def load(self, path, _row):
+    def load(self, path, row):
         """Takes the inputs from a file."""
+        self.tokens_first = row is not None and row.tokens_first
         self.ask(op="load", file=str(path))
 
     def run(self, row, contender, repeat):
         """Mean seconds of a call out of `repeat`, timed by the child."""
         rule = options.call(contender.measures(row))
         call = {"causal": row.causal, "threads": contender.threads, "repeat": repeat, "rule": rule}
-        return self.ask(op=row.kind, **call)["seconds"]
+        return self.ask(op=row.kind, tokens_first=row.tokens_first, **call)["seconds"]
 
     def outputs(self):
         """Tensors of the last call by name."""
         self.ask(op="write", file=str(self.results))
-        return load_file(self.results)
+        return read(self.results, self.tokens_first)
 
     def close(self):
         """Ends the child by ending its input."""
         self.process.stdin.close()
         self.process.wait()
+
+
+def read(path, tokens_first):
+    """The tensors of a file, those with heads as [batch, heads, tokens, head_dim] however they lie."""
+    tensors = load_file(path)
+    return {name: x.transpose(1, 2) if tokens_first and x.dim() == 4 else x for name, x in tensors.items()}
+
+
+def write(x, tokens_first, path):
+    """Saves such tensors, those with heads as [batch, tokens, heads, head_dim] if tokens come first."""
+    turned = {name: t.transpose(1, 2).contiguous() if tokens_first and t.dim() == 4 else t for name, t in x.items()}
+    save_file(turned, path)
 
 
 def sdpa(x, row, mask=None):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-FAMILIES = ("forward", "short", "backward", "decode", "options", "math", "threads")
+FAMILIES = ("forward", "short", "backward", "decode", "options", "math", "threads", "layout")
 BOTH = (False, True)
 DTYPES = ("f32", "bf16")
 
@@ -23,6 +23,7 @@ class Row:
     causal: bool = False
     rule: str = "plain"  # or "key_bias", "window", "lifetimes", "segments"
     reach: int = 0  # keys of a window, mean lifetime, length of a segment
+    tokens_first: bool = False  # tensors lie as [batch, tokens, heads, head_dim]
 
     @property
     def bytes(self):
@@ -35,6 +36,8 @@ class Row:
         mask = "causal" if self.causal else "full"
         if self.rule != "plain":
             mask += f" {self.rule} {self.reach or ''}".rstrip()
+        if self.tokens_first:
+            mask += ", tokens first"
         kind = self.kind if self.kind == self.family else f"{self.family} {self.kind}"
         return f"{kind} {self.dtype} {self.batch}x{heads} heads, D {self.head_dim}, {length} {mask}"
 
@@ -125,9 +128,17 @@ def threads(quick):
     return [square("threads", k, "f32", 64, n, c) for k in ("forward", "backward") for n in lengths for c in BOTH]
 
 
+def layout(quick):
+    """Tensors as projections leave them, a head's rows far apart."""
+    lengths, dims = ((64,), (64,)) if quick else ((1024, 4096), (64, 128))
+    kinds = ("forward", "backward")
+    plain = [square("layout", k, "f32", d, n, c) for k in kinds for d in dims for n in lengths for c in BOTH]
+    return [replace(row, tokens_first=True) for row in plain]
+
+
 def rows(families, quick):
     """The rows of these families, in the order of FAMILIES."""
-    makers = dict(zip(FAMILIES, (forward, short, backward, decode, options, math, threads)))
+    makers = dict(zip(FAMILIES, (forward, short, backward, decode, options, math, threads, layout)))
     return [row for name in FAMILIES if name in families for row in makers[name](quick)]
 
 

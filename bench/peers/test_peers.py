@@ -1,14 +1,16 @@
 """Tests of the shapes, masks and conclusions: python -m unittest discover bench/peers. PyTorch is needed, nothing is built."""
 
+import tempfile
 import unittest
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 import options
 import record as records
 import rows
-from peers import sdpa
+from peers import read, sdpa, write
 from torch_peer import inputs
 
 
@@ -54,6 +56,16 @@ class Options(unittest.TestCase):
         part = {name: x[name][:, :, 8:16] for name in "qkv"}
         alone = sdpa(part, replace(row, rule="plain", queries=8, keys=8))
         self.assertLess((packed[:, :, 8:16] - alone).abs().max().item(), 1e-5, "seed=3")
+
+    def test_tensors_come_back_from_the_layout_that_they_were_put_in(self):
+        x = inputs(small("plain"), 3)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "x.safetensors"
+            write(x, True, path)
+            lying, back = read(path, False), read(path, True)
+        for name in "qkv":
+            self.assertEqual(lying[name].shape, (2, 24, 3, 4))
+            self.assertTrue(torch.equal(back[name], x[name]), f"{name} seed=3")
 
     def test_plain_counts_as_the_other_families_do(self):
         row = small("plain")

@@ -17,11 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 import options
 import record as records
-from peers import ChildPeer, TorchPeer, build, is_built, sdpa
+from peers import ChildPeer, TorchPeer, build, is_built, read, sdpa, write
 from rows import FAMILIES, contenders, rows
 
 PEERS = ("torch", "candle", "burn")
@@ -139,7 +138,7 @@ def measured(row, arguments, peers, folder):
     running = contenders(row, arguments.peers, arguments.threads)
     path = folder / "inputs.safetensors"
     x = inputs(row, arguments.seed)
-    save_file(x, path)
+    write(x, row.tokens_first, path)
     for name in dict.fromkeys(c.peer for c in running):
         peers[name].load(path, row)
     errors = compared(row, running, peers, path, arguments.threads)
@@ -198,7 +197,7 @@ def compared(row, running, peers, path, threads):
 def reference(row, path, threads, checked):
     """PyTorch's results in float64 on the same, already rounded inputs, for the queries that are checked."""
     torch.set_num_threads(threads)
-    x = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+    x = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in read(path, row.tokens_first).items()}
     mask = options.mask(row, x, checked)
     mask = None if mask is None else mask.double()
     if row.kind != "backward":

@@ -149,9 +149,10 @@ fn windows_of_every_size_see_as_many_keys_as_they_say() {
     }
 }
 
-/// Sizes that take the path for few query rows and sizes that take the tiled one, with no row and no key too many.
-fn small_sizes() -> [Dims; 3] {
-    [sizes([4, 2], [1, 70], [16, 16]), sizes([2, 1], [4, 33], [7, 5]), sizes([4, 2], [70, 70], [16, 24])]
+/// Sizes that take the path for few query rows and sizes that take the tiled one, rows side by side and in strips.
+fn small_sizes() -> [Dims; 4] {
+    let tiled = [sizes([4, 2], [70, 70], [16, 24]), sizes([2, 1], [150, 130], [40, 72])];
+    [sizes([4, 2], [1, 70], [16, 16]), sizes([2, 1], [4, 33], [7, 5]), tiled[0], tiled[1]]
 }
 
 #[test]
@@ -711,9 +712,9 @@ where
 
 #[test]
 fn inputs_in_any_layout_give_the_bits_of_their_copies() {
-    let tiled = Dims { batch: 2, ..sizes([4, 2], [37, 70], [16, 32]) };
+    let tiled = [sizes([4, 2], [37, 70], [16, 32]), sizes([2, 1], [70, 140], [40, 72])];
     let few = [sizes([2, 1], [3, 70], [20, 16]), sizes([4, 2], [2, 70], [64, 96]), sizes([2, 2], [1, 70], [33, 40])];
-    for dims in [tiled].into_iter().chain(few.map(|dims| Dims { batch: 2, ..dims })) {
+    for dims in tiled.into_iter().chain(few).map(|dims| Dims { batch: 2, ..dims }) {
         layouts_keep_bits::<f32>(dims);
         layouts_keep_bits::<bf16>(dims);
         layouts_keep_bits::<f16>(dims);

@@ -4,12 +4,12 @@
 //! |---|---|
 //! | `{"op":"hello"}` | `{"name":…, "level":…}` |
 //! | `{"op":"load","file":PATH}` | `{}`; reads `q k v` and, if there, `do` (safetensors, f32 or bf16), `key_bias` (f32), `until`, `offsets` (i64) |
-//! | `{"op":"forward"\|"backward"\|"decode", "causal":…, "threads":…, "repeat":…, "rule":…}` | `{"seconds":…}`, the mean of `repeat` calls |
+//! | `{"op":"forward"\|"backward"\|"decode", "causal":…, "threads":…, "repeat":…, "rule":…, "tokens_first":…}` | `{"seconds":…}`, the mean of `repeat` calls |
 //! | `{"op":"write","file":PATH}` | `{}`; writes `o` of the last pass and, after `backward`, `dq dk dv` |
 //! | `{"op":"ceilings","threads":…}` | `{"fma_gflops":…, "bf16_gflops":…, "read_gbps":…}`, `null` where unknown |
 //!
 //! `rule` is `"plain"` (the default), `"key_bias"`, `{"window":KEYS}`, `"lifetimes"`, `"segments"` or `{"mechanism":"hyper:bits=7"}`, see [`Rule`].
-//! `backward` is forward and backward together. A request that fails is answered `{"error":…}` and the program goes on.
+//! With `tokens_first` all tensors, read and written, are `[B, N, H, D]`. `backward` is forward and backward together. A request that fails is answered `{"error":…}` and the program goes on.
 //! Only the pass itself is timed: buffers are allocated and inputs are laid out while loading.
 
 mod file;

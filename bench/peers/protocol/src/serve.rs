@@ -48,6 +48,9 @@ pub struct Call {
     pub repeat: usize,
     #[serde(default)]
     pub rule: Rule,
+    /// Tensors are `[B, N, H, D]`, as projections leave them, not `[B, H, N, D]`.
+    #[serde(default)]
+    pub tokens_first: bool,
 }
 
 /// Which keys count, and how much, beside the causal rule. Its numbers come with the inputs.
@@ -69,9 +72,10 @@ pub enum Rule {
 }
 
 impl Call {
-    /// Refuses a rule, for libraries that know none.
+    /// Refuses a rule or another layout, for libraries that know none.
     pub fn plain(&self) -> Result<()> {
         match &self.rule {
+            _ if self.tokens_first => Err("tokens before heads are not measured here".into()),
             Rule::Plain => Ok(()),
             rule => Err(format!("{rule:?} is not measured here").into()),
         }

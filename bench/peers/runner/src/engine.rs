@@ -3,7 +3,10 @@
 use peer_protocol::{Call, Ceilings, Data, Inputs, Result, Rule, Tensor};
 use regard_core::mechanism::{self, Mechanism, Pass};
 use regard_core::simd::ceiling;
-use regard_core::{Output, Par, Problem, Saved, Scores, Sight, Strided, StridedMut, View, ViewMut, exact};
+use regard_core::{Element, Output, Par, Problem, Saved, Scores, Sight, Strided, StridedMut, View, ViewMut, exact};
+
+/// Where the axes of `[B, H, N, D]` stand in `[B, N, H, D]`.
+const TOKENS_FIRST: [usize; 4] = [0, 2, 1, 3];
 
 /// What the passes write: allocated once, while loading.
 pub struct Buffers {
@@ -43,7 +46,7 @@ pub fn forward(inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> Result<()
     if let Rule::Mechanism(written) = &call.rule {
         return of_mechanism(written, inputs, call, buffers);
     }
-    let o = view_mut(&mut buffers.o)?;
+    let o = view_mut(&mut buffers.o, call)?;
     exact::forward(&problem(inputs, call)?, &mut Output { o, lse: None }, Par::default())?;
     Ok(())
 }
@@ -51,14 +54,14 @@ pub fn forward(inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> Result<()
 /// `o` and the gradients of `q`, `k`, `v` for the given `do`.
 pub fn forward_backward(inputs: &Inputs, call: &Call, buffers: &mut Buffers) -> Result<()> {
     let (problem, par) = (problem(inputs, call)?, Par::default());
-    let o = view_mut(&mut buffers.o)?;
+    let o = view_mut(&mut buffers.o, call)?;
     exact::forward(&problem, &mut Output { o, lse: Some(&mut buffers.lse) }, par)?;
-    let d_o = view(inputs.d_o.as_ref().ok_or("do is not loaded")?)?;
-    let saved = Saved { o: view(&buffers.o)?, lse: &buffers.lse, d_o };
+    let d_o = view(inputs.d_o.as_ref().ok_or("do is not loaded")?, call)?;
+    let saved = Saved { o: view(&buffers.o, call)?, lse: &buffers.lse, d_o };
     let mut gradients = regard_core::Gradients {
-        dq: Some(view_mut(&mut buffers.dq)?),
-        dk: Some(view_mut(&mut buffers.dk)?),
-        dv: Some(view_mut(&mut buffers.dv)?),
+        dq: Some(view_mut(&mut buffers.dq, call)?),
+        dk: Some(view_mut(&mut buffers.dk, call)?),
+        dv: Some(view_mut(&mut buffers.dv, call)?),
         ..Default::default()
     };
     exact::backward(&problem, &saved, &mut gradients, par)?;
@@ -74,8 +77,8 @@ fn of_mechanism(written: &str, inputs: &Inputs, call: &Call, buffers: &mut Buffe
         mechanism.set(option, value)?;
     }
     let sight = if call.causal { Sight::causal() } else { Sight::full() };
-    let given = mechanism::Inputs::new(view(&inputs.q)?, view(&inputs.k)?, view(&inputs.v)?, sight);
-    let o = view_mut(&mut buffers.o)?;
+    let given = mechanism::Inputs::new(view(&inputs.q, call)?, view(&inputs.k, call)?, view(&inputs.v, call)?, sight);
+    let o = view_mut(&mut buffers.o, call)?;
     mechanism.forward(&given, Pass::default(), &mut Output { o, lse: None }, Par::default())?;
     Ok(())
 }
@@ -95,20 +98,32 @@ fn problem<'a>(inputs: &'a Inputs, call: &Call) -> Result<Problem<'a>> {
         Rule::Mechanism(name) => return Err(format!("{name} is measured forward only").into()),
         Rule::Segments => sight = sight.offsets(&side.offsets, &side.offsets),
     }
-    let [q, k, v] = [view(&inputs.q)?, view(&inputs.k)?, view(&inputs.v)?];
+    let [q, k, v] = [view(&inputs.q, call)?, view(&inputs.k, call)?, view(&inputs.v, call)?];
     Ok(Problem::new(q, k, v, sight, scores)?)
 }
 
-fn view(tensor: &Tensor) -> Result<View<'_>> {
+/// The tensor as `[B, H, N, D]`, wherever its values lie.
+fn view<'a>(tensor: &'a Tensor, call: &Call) -> Result<View<'a>> {
     Ok(match &tensor.data {
-        Data::F32(values) => Strided::contiguous(&values[..], tensor.shape, "tensor")?.into(),
-        Data::Bf16(values) => Strided::contiguous(&values[..], tensor.shape, "tensor")?.into(),
+        Data::F32(values) => strided(&values[..], tensor.shape, call)?.into(),
+        Data::Bf16(values) => strided(&values[..], tensor.shape, call)?.into(),
     })
 }
 
-fn view_mut(tensor: &mut Tensor) -> Result<ViewMut<'_>> {
+fn strided<'a, T: Element>(values: &'a [T], shape: [usize; 4], call: &Call) -> Result<Strided<'a, T>> {
+    let whole = Strided::contiguous(values, shape, "tensor")?;
+    Ok(if call.tokens_first { whole.permuted(TOKENS_FIRST) } else { whole })
+}
+
+fn view_mut<'a>(tensor: &'a mut Tensor, call: &Call) -> Result<ViewMut<'a>> {
+    let [a, b, c, d] = tensor.shape;
+    let mut layout = [[a, b, c, d], [b * c * d, c * d, d, 1]];
+    if call.tokens_first {
+        layout = layout.map(|each| TOKENS_FIRST.map(|axis| each[axis]));
+    }
+    let [shape, strides] = layout;
     Ok(match &mut tensor.data {
-        Data::F32(values) => ViewMut::F32(StridedMut::contiguous(&mut values[..], tensor.shape, "output")?),
-        Data::Bf16(values) => ViewMut::Bf16(StridedMut::contiguous(&mut values[..], tensor.shape, "output")?),
+        Data::F32(values) => ViewMut::F32(StridedMut::new(&mut values[..], shape, strides, "output")?),
+        Data::Bf16(values) => ViewMut::Bf16(StridedMut::new(&mut values[..], shape, strides, "output")?),
     })
 }

@@ -18,12 +18,12 @@ use super::chunks::Chunks;
 use super::dbias;
 use super::live::{Live, Passing};
 use super::pack::{self, Packed, Spare, Use};
-use super::plan::{Facts, KeyList, Keys, Plan};
+use super::plan::{BLOCK, Facts, KeyList, Keys, Plan};
 use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, Tile, Variant};
-use super::softmax::{add_product, bounds};
+use super::softmax::{add_strip, bounds};
 use crate::par::Jobs;
 use crate::sight::Scope;
-use crate::simd::{Across, Aligned, Along, Lanes, Rows, Task, dispatch, product};
+use crate::simd::{Across, Aligned, Along, Lanes, Rows, Strips, Task, dispatch, product};
 use crate::view::{DisjointRows, SharedRows, StridedMut, ViewMut};
 use crate::{Dims, Gradients, Par, Problem, Saved};
 use std::cell::RefCell;
@@ -33,6 +33,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Queries in a block.
 pub(super) const QUERIES: usize = 64;
+/// Width up to which the first-level cache holds a strip of a block of queries wherever its rows stand.
+const WIDE: usize = 64;
+
+/// Whether keys meet so many queries that it pays to copy them to where they are read fastest.
+fn often(dims: &Dims) -> bool {
+    dims.queries * dims.group() >= 2 * QUERIES
+}
 
 /// Runs the backward pass; shapes are checked. Shares of chunks cannot be added in 16 bits: a narrower dQ is gathered in
 /// f32 first.
@@ -216,6 +223,7 @@ struct Scratch {
     live: Live,
     /// For the keys of a chunk that stay together, and for live ones.
     spares: [Spare; 2],
+    strips: [Aligned<f32>; 2],
     panels: PanelScratch,
     sums: Sums,
 }
@@ -226,6 +234,8 @@ pub(super) struct PanelScratch {
     /// Rows of q and dO.
     q: Aligned<f32>,
     d_o: Aligned<f32>,
+    /// The same in strips.
+    strips: [Aligned<f32>; 2],
     /// The same, transposed into panels; q scaled.
     qt: Aligned<f32>,
     d_ot: Aligned<f32>,
@@ -298,6 +308,14 @@ impl<'a> Chunk<'a> {
         self.write::<S>(s, &mut scratch.sums, widths);
     }
 
+    /// Gives keys what is weighed in dQ: K, where it is finite.
+    #[inline(always)]
+    fn weigh<'k, S: Lanes>(&self, s: S, keys: Packed<'k>, (spare, strips): (&'k mut Spare, &'k mut Aligned<f32>)) -> Packed<'k> {
+        let width = self.problem.dims.dk;
+        let guarded = keys.guard(s, (keys.k, width), spare);
+        if often(&self.problem.dims) { guarded.in_strips(s, (keys.facts.count, width), strips) } else { guarded }
+    }
+
     /// The valid keys, in the order in which their lifetimes start.
     fn list_keys(&self, plan: &mut Plan) {
         plan.passing.clear();
@@ -358,7 +376,8 @@ impl Task for WalkQueries<'_, '_> {
 
     #[inline(always)]
     fn run<S: Lanes, const R: usize>(self, s: S) {
-        let WalkQueries { chunk, scratch: Scratch { plan, facts, k, v, live, spares: [spare, spare_live], panels, sums } } = self;
+        let WalkQueries { chunk, scratch } = self;
+        let Scratch { plan, facts, k, v, live, spares: [spare, spare_live], strips: [strips, strips_live], panels, sums } = scratch;
         let (problem, shared, scope) = (chunk.problem, chunk.shared, &chunk.scope);
         chunk.list_keys(plan);
         live.begin();
@@ -370,7 +389,7 @@ impl Task for WalkQueries<'_, '_> {
         } else {
             let keys = KeyList { plan, list: &list, seen_all: false };
             let keys = pack_chunk::<S, R>(s, passing, keys, facts, [k, v]);
-            Some(keys.guard(s, (keys.k, problem.dims.dk), spare))
+            Some(chunk.weigh(s, keys, (spare, strips)))
         };
         let group = problem.dims.group();
         for (piece, rows) in shared.queries.iter().enumerate() {
@@ -382,8 +401,7 @@ impl Task for WalkQueries<'_, '_> {
                 Some(keys) => keys,
                 None => {
                     live.advance::<S, R>(s, passing, (horizon, high));
-                    let keys = live.keys::<S>(&problem.dims);
-                    keys.guard(s, (keys.k, problem.dims.dk), spare_live)
+                    chunk.weigh(s, live.keys::<S>(&problem.dims), (spare_live, strips_live))
                 }
             };
             for block in (chunk.g * group..(chunk.g + 1) * group).filter_map(block) {
@@ -411,9 +429,10 @@ fn pack_chunk<'a, S: Lanes, const R: usize>(
     facts.collect(problem, scope, at[1], keys, R);
     let (rows, dims) = (facts.tiles() * R, &problem.dims);
     let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-    let k = pack::key_rows(s, &problem.k, at, keys, (rows, Use::Lanes), k.take(rows * dk));
-    let v = pack::key_rows(s, &problem.v, at, keys, (rows, Use::Lanes), v.take(rows * dv));
-    Packed::new(facts, [k, v])
+    let [use_k, use_v] = if often(dims) { [Use::Often; 2] } else { [Use::Lanes, Use::Once] };
+    let k = pack::key_rows(s, &problem.k, at, keys, (rows, use_k), k.take(rows * dk));
+    let v = pack::key_rows(s, &problem.v, at, keys, (rows, use_v), v.take(rows * dv));
+    Packed::new::<S>(facts, [k, v])
 }
 
 /// A block of valid query rows of one head.
@@ -544,7 +563,7 @@ struct Sums {
     dk: Aligned<f32>,
     dv: Aligned<f32>,
     dkey_bias: Aligned<f32>,
-    /// `Z∘P` of each panel, `[panel][key][2·N]`.
+    /// `Z∘P` of each panel, `[panel][2][key][N]`.
     weights: Aligned<f32>,
     /// `dS` of each panel, on its way to q and k.
     slopes: Aligned<f32>,
@@ -578,7 +597,7 @@ impl Sums {
         (shared, chunk): (&Shared<'_>, Range<usize>),
         (block, extras): (&QueryBlock<'_>, &Extras),
         keys: Packed<'_>,
-        panels: &PanelScratch,
+        panels: &mut PanelScratch,
     ) {
         let (problem, facts) = (shared.problem, keys.facts);
         let panel = 2 * S::N;
@@ -611,12 +630,12 @@ impl Sums {
         let visible = &visible[..count];
         let widths = [problem.dims.dk.next_multiple_of(S::N), problem.dims.dv.next_multiple_of(S::N)];
         if shared.dv.is_some() {
-            let rows = Rows { data: panels.d_o.get(QUERIES * widths[1]), stride: widths[1] };
+            let rows = strips_of(s, &panels.d_o, (widths[1], facts.count), &mut panels.strips[1]);
             let acc = self.dv.take((chunk.len() + 1) * widths[1]);
             add_keys::<S, R>(s, (acc, widths[1], homes), (all_weights, size), rows, visible);
         }
         if shared.dk.is_some() {
-            let rows = Rows { data: panels.q.get(QUERIES * widths[0]), stride: widths[0] };
+            let rows = strips_of(s, &panels.q, (widths[0], facts.count), &mut panels.strips[0]);
             let acc = self.dk.take((chunk.len() + 1) * widths[0]);
             add_keys::<S, R>(s, (acc, widths[0], homes), (all_slopes, size), rows, visible);
         }
@@ -668,20 +687,35 @@ fn share_of_queries<S: Lanes, const R: usize>(
     visible: &[Range<usize>],
 ) {
     let panel = 2 * S::N;
-    let size = facts.tiles() * R * panel;
+    let half = facts.tiles() * R * S::N;
     dq.fill(0.0);
-    for (i, tiles) in visible.iter().enumerate() {
-        for group in 0..panel / R {
-            let first = i * panel + group * R;
-            let seen = facts.visible(tiles.clone(), bounds(&panels.positions.get(QUERIES)[first..first + R]));
-            let keys = seen.start * R..facts.count.min(seen.end * R);
-            if keys.is_empty() {
-                continue;
+    let mut seen = [const { 0..0 }; QUERIES / 4];
+    let seen = &mut seen[..visible.len() * panel / R];
+    for (group, (seen, positions)) in seen.iter_mut().zip(panels.positions.get(QUERIES).chunks(R)).enumerate() {
+        *seen = facts.visible(visible[group * R / panel].clone(), bounds(positions));
+    }
+    for first in (0..facts.count).step_by(BLOCK) {
+        for (strip, column) in (0..width).step_by(panel).enumerate() {
+            let rows = weighed.strip(strip);
+            for (group, seen) in seen.iter().enumerate() {
+                let keys = first.max(seen.start * R)..facts.count.min(first + BLOCK).min(seen.end * R);
+                if keys.is_empty() {
+                    continue;
+                }
+                let (register, lane) = (group * R / S::N, group * R % S::N);
+                let slopes = Across(Rows::new(&slopes[register * half + keys.start * S::N + lane..], S::N));
+                let dq = (&mut dq[group * R * width..(group + 1) * R * width], width);
+                add_strip::<S, R>(s, dq, column, slopes, rows.from(keys.start), keys.len());
             }
-            let slopes = Across(Rows::new(&slopes[i * size + keys.start * panel + group * R..], panel));
-            add_product::<S, R>(s, (&mut dq[first * width..(first + R) * width], width), slopes, weighed.from(keys.start), keys.len());
         }
     }
+}
+
+/// The strips of the rows of a block of queries, end to end where they are wide and met by many keys.
+#[inline(always)]
+fn strips_of<'a, S: Lanes>(s: S, rows: &'a Aligned<f32>, (width, keys): (usize, usize), room: &'a mut Aligned<f32>) -> Strips<'a> {
+    let rows = Strips::side_by_side(Rows::new(rows.get(QUERIES * width), width), S::N);
+    if width > WIDE && keys >= BLOCK { pack::strips(s, rows, (QUERIES, width), room) } else { rows }
 }
 
 /// `acc[key][·] += Σ_q weight[key][q] · rows[q][·]` over the panels that see a tile of keys.
@@ -690,21 +724,19 @@ fn add_keys<S: Lanes, const R: usize>(
     s: S,
     (acc, width, homes): (&mut [f32], usize, Homes<'_>),
     (weights, size): (&[f32], usize),
-    rows: Rows<'_>,
+    rows: Strips<'_>,
     visible: &[Range<usize>],
 ) {
     let panel = 2 * S::N;
-    let mut column = 0;
-    while column < width {
-        let wide = column + panel <= width;
+    for (strip, column) in (0..width).step_by(panel).enumerate() {
+        let rows = rows.strip(strip);
         for tile in 0..size / (R * panel) {
-            if wide {
+            if column + panel <= width {
                 add_tile::<S, R, 2>(s, (acc, width, homes), (weights, size), rows, (tile, column, visible))
             } else {
                 add_tile::<S, R, 1>(s, (acc, width, homes), (weights, size), rows, (tile, column, visible))
             }
         }
-        column += if wide { panel } else { S::N };
     }
 }
 
@@ -716,7 +748,6 @@ fn add_tile<S: Lanes, const R: usize, const C: usize>(
     rows: Rows<'_>,
     (tile, column, visible): (usize, usize, &[Range<usize>]),
 ) {
-    let panel = 2 * S::N;
     let mut sum = [[s.zero(); C]; R];
     let mut any = false;
     for (i, tiles) in visible.iter().enumerate() {
@@ -732,9 +763,10 @@ fn add_tile<S: Lanes, const R: usize, const C: usize>(
             }
             any = true;
         }
-        let weights = Along(Rows::new(&weights[i * size + tile * R * panel..], panel));
-        let rows = Rows::new(&rows.data[i * panel * rows.stride + column..], rows.stride);
-        sum = product::<S, _, R, C>(s, sum, weights, rows, panel);
+        for register in 2 * i..2 * i + 2 {
+            let weights = Along(Rows::new(&weights[register * size / 2 + tile * R * S::N..], S::N));
+            sum = product::<S, _, R, C>(s, sum, weights, rows.from(register * S::N), S::N);
+        }
     }
     if any {
         for (r, row) in sum.into_iter().enumerate() {
@@ -780,11 +812,10 @@ impl Tiles<'_> {
         upstream: &Upstream<'_>,
         tiles: Range<usize>,
     ) {
-        let panel = 2 * S::N;
         for tile in tiles {
-            let weights = &mut self.weights[tile * R * panel..(tile + 1) * R * panel];
+            let weights = halves_of_tile::<S, R>(self.weights, tile);
             let (plain, cap) = slopes_of_tile::<S, R, V>(s, meeting, upstream, (self.v, tile), Some(weights));
-            let slopes = &mut self.slopes[tile * R * panel..(tile + 1) * R * panel];
+            let slopes = halves_of_tile::<S, R>(self.slopes, tile);
             for (r, row) in plain.iter().enumerate() {
                 if let Some((bias, homes)) = &mut self.dkey_bias {
                     bias[homes.of(tile * R + r)] += s.sum(s.add(row[0], row[1]));
@@ -794,11 +825,19 @@ impl Tiles<'_> {
                         Some(cap) => meeting.keep::<S, V>(s, tile * R + r, c, s.mul(*x, cap[r][c])),
                         None => *x,
                     };
-                    s.store(&mut slopes[(r * 2 + c) * S::N..], slope);
+                    s.store(&mut slopes[c][r * S::N..], slope);
                 }
             }
         }
     }
+}
+
+/// What one tile has in a table `[2][key][N]`.
+#[inline(always)]
+fn halves_of_tile<S: Lanes, const R: usize>(table: &mut [f32], tile: usize) -> [&mut [f32]; 2] {
+    let (lower, upper) = table.split_at_mut(table.len() / 2);
+    let rows = tile * R * S::N..(tile + 1) * R * S::N;
+    [&mut lower[rows.clone()], &mut upper[rows]]
 }
 
 /// Plain `dS` of a tile and the slope of the soft-cap; `Z∘P` goes to `weights`.
@@ -808,7 +847,7 @@ pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
     meeting: &Meeting<'_>,
     upstream: &Upstream<'_>,
     (v, tile): (Rows<'_>, usize),
-    weights: Option<&mut [f32]>,
+    weights: Option<[&mut [f32]; 2]>,
 ) -> (Tile<S, R, 2>, Option<Tile<S, R, 2>>) {
     let below = [s.load(upstream.below), s.load(&upstream.below[S::N..])];
     let minus_delta = [s.load(upstream.minus_delta), s.load(&upstream.minus_delta[S::N..])];
@@ -822,7 +861,7 @@ pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
         for (r, row) in p.iter().enumerate() {
             for (c, x) in row.iter().enumerate() {
                 let weight = meeting.drop::<S, V>(s, tile * R + r, c, *x);
-                s.store(&mut weights[(r * 2 + c) * S::N..], weight);
+                s.store(&mut weights[c][r * S::N..], weight);
             }
         }
     }

@@ -118,8 +118,8 @@ impl Task for AddBlock<'_, '_, '_> {
         let Scratch { facts, panels, k, v, dense, square } = scratch;
         let count = facts.tiles() * R;
         let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-        let k = pack::key_rows(s, &problem.k, at, keys, (count, Use::Broadcast), k.take(count * dk));
-        let v = pack::key_rows(s, &problem.v, at, keys, (count, Use::Broadcast), v.take(count * dv));
+        let k = pack::key_rows(s, &problem.k, at, keys, (count, Use::Often), k.take(count * dk));
+        let v = pack::key_rows(s, &problem.v, at, keys, (count, Use::Often), v.take(count * dv));
         let panel = 2 * S::N;
         let dense = dense.take(BLOCK.next_multiple_of(S::N) * panel);
         let square = square.take(S::N * S::N);

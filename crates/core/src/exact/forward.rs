@@ -1,8 +1,9 @@
 //! Forward pass: online softmax over tiles with queries in the lanes.
 //!
 //! `Sᵀ = K·Qᵀ` in tiles of `R` keys by two registers of queries, `P = 2^(S - m)` straight into a buffer `[key][query]`,
-//! `O += P·V` in tiles of `R` queries by two registers of values. K and V are read from their natural rows; only Q is
-//! transposed, once per block of queries.
+//! `O += P·V` in tiles of `R` queries by two registers of values. Only Q is transposed, once per block of queries. K is read from
+//! its natural rows where they stand together, V from a copy in strips of a tile's width where a block of queries is longer than
+//! a panel.
 //!
 //! A tile multiplies hidden keys by weights of zero, and zero times infinity is not a number. So a block of queries whose output
 //! is not finite is computed once more in f32, *guarded*: rows of V that are not finite are zeros in the products, and are added to the
@@ -11,7 +12,7 @@
 //! Dao et al. 2022 (tiling); lanes over queries are ours.
 
 use super::live::{Live, Passing};
-use super::pack::{self, Packed, Spare};
+use super::pack::{self, Packed, Spare, Use};
 use super::plan::{BLOCK, Facts, KeyList, Keys, Orders, Plan};
 use super::score::{Extras, Meeting};
 use super::softmax::{REBASE_ABOVE, REBASE_EARLY, Softmax, bounds};
@@ -30,6 +31,9 @@ use std::ops::Range;
 const QUERIES: usize = 512;
 /// The same with scattered lifetimes: those that are alive at its first query are packed for every block anew.
 const QUERIES_SCATTERED: usize = 1024;
+
+/// Panels in a block of queries from which on it pays to copy keys and values to where they are read fastest.
+const OFTEN: usize = 2;
 
 /// Runs the tiled forward pass; shapes are checked. bf16 is multiplied in pairs where that is faster.
 pub(super) fn run(problem: &Problem<'_>, out: &mut Output<'_>, par: Par) {
@@ -85,6 +89,7 @@ struct Scratch {
     facts: Facts,
     k: Aligned<f32>,
     v: Aligned<f32>,
+    strips: Aligned<f32>,
     live: Live,
     spare: Spare,
     panels: Panels,
@@ -211,7 +216,7 @@ impl<'a> Block<'a> {
     /// One block of the plan against all panels.
     #[inline(always)]
     fn meet_block<S: Lanes, M: Form, const R: usize>(&self, s: S, (index, range): (usize, (i32, i32)), scratch: &mut Scratch) {
-        let Scratch { plan, facts, k, v, spare, panels, .. } = scratch;
+        let Scratch { plan, facts, k, v, strips, spare, panels, .. } = scratch;
         let (problem, dims, at) = (self.problem, &self.problem.dims, [self.b, self.g]);
         let list = &plan.blocks[index];
         let seen_all = match list {
@@ -222,12 +227,17 @@ impl<'a> Block<'a> {
         facts.collect(problem, &self.scope, self.g, keys, R);
         let rows = facts.tiles() * R;
         let (room_k, room_v) = (k.take(pack::room::<S>(rows, dims.dk)), v.take(pack::room::<S>(rows, dims.dv)));
-        let k = pack::keys::<S, M>(s, (&problem.k, at), keys, rows, room_k);
-        let v = pack::values::<S, M>(s, (&problem.v, at), keys, room_v);
+        let all = 0..self.rows.len().div_ceil(2 * S::N);
+        let often = all.len() >= OFTEN;
+        let [use_k, use_v] = if often { [Use::Often, Use::Once] } else { [Use::Once, Use::Lanes] };
+        let k = pack::keys::<S, M>(s, (&problem.k, at), keys, (rows, use_k), room_k);
+        let v = pack::values::<S, M>(s, (&problem.v, at), keys, use_v, room_v);
         let first_passing = Keys::Passing(0..plan.passing.len().min(BLOCK));
         let next = Some(KeyList { plan, list: plan.blocks.get(index + 1).unwrap_or(&first_passing), seen_all: false });
-        let all = 0..self.rows.len().div_ceil(2 * S::N);
-        let keys = self.guard(s, Packed::new(facts, [k, v]), spare);
+        let mut keys = self.guard(s, Packed::new::<S>(facts, [k, v]), spare);
+        if often {
+            keys = keys.in_strips(s, (M::rows(facts.count), dims.dv), strips);
+        }
         s.vectorize(Meet::<M> { block: self, keys, next, range: all, panels, form: PhantomData });
     }
 

@@ -84,7 +84,7 @@ impl Live {
     pub(super) fn keys<S: Lanes>(&self, dims: &Dims) -> Packed<'_> {
         let (rows, facts) = (self.facts.first.len(), &self.facts);
         let (dk, dv) = (dims.dk.next_multiple_of(S::N), dims.dv.next_multiple_of(S::N));
-        Packed::new(facts, [Rows::new(self.k.get(rows * dk), dk), Rows::new(self.v.get(rows * dv), dv)])
+        Packed::new::<S>(facts, [Rows::new(self.k.get(rows * dk), dk), Rows::new(self.v.get(rows * dv), dv)])
     }
 }
 

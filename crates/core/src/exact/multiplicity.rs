@@ -118,8 +118,8 @@ impl Piece<'_> {
         facts.collect(problem, &scope, g, list, R);
         let (count, panel) = (facts.tiles() * R, 2 * S::N);
         let [dk, dv] = [dims.dk, dims.dv].map(|width| width.next_multiple_of(S::N));
-        let k = pack::key_rows(s, &problem.k, [b, g], list, (count, Use::Broadcast), k.take(count * dk));
-        let v = pack::key_rows(s, &problem.v, [b, g], list, (count, Use::Broadcast), v.take(count * dv));
+        let k = pack::key_rows(s, &problem.k, [b, g], list, (count, Use::Often), k.take(count * dk));
+        let v = pack::key_rows(s, &problem.v, [b, g], list, (count, Use::Often), v.take(count * dv));
         let extras = Extras::new(problem, h);
         let (staged, qt, d_ot) = (staged.take(panel * dk.max(dv)), qt.take(panel * dk), d_ot.take(panel * dv));
         let positions = positions.take(panel);

@@ -4,7 +4,7 @@ use super::dropout::Mask;
 use super::plan::{Facts, KeyList, Keys};
 use crate::Problem;
 use crate::sight::Scope;
-use crate::simd::{Aligned, Form, LINE, Lanes, Rows, pair_of, zip_pairs};
+use crate::simd::{Aligned, Form, LINE, Lanes, Rows, Strips, pair_of, zip_pairs};
 use crate::view::{Strided, View};
 use half::bf16;
 use std::ops::Range;
@@ -16,15 +16,21 @@ pub(super) struct Packed<'a> {
     pub(super) k: Rows<'a>,
     pub(super) v: Rows<'a>,
     /// What is multiplied by weights that are 0 where a key is hidden: V forward, K backward.
-    pub(super) weighed: Rows<'a>,
+    pub(super) weighed: Strips<'a>,
     /// Keys whose rows are zeros in `weighed` because they are not finite.
     pub(super) spoilt: &'a [usize],
 }
 
 impl<'a> Packed<'a> {
     /// For a forward pass over finite values.
-    pub(super) fn new(facts: &'a Facts, [k, v]: [Rows<'a>; 2]) -> Self {
-        Packed { facts, k, v, weighed: v, spoilt: &[] }
+    pub(super) fn new<S: Lanes>(facts: &'a Facts, [k, v]: [Rows<'a>; 2]) -> Self {
+        Packed { facts, k, v, weighed: Strips::side_by_side(v, S::N), spoilt: &[] }
+    }
+
+    /// Puts the strips of what is weighed, `rows` rows of this width, end to end: it pays where they are read a few times.
+    #[inline(always)]
+    pub(super) fn in_strips<S: Lanes>(self, s: S, (rows, width): (usize, usize), room: &'a mut Aligned<f32>) -> Self {
+        Packed { weighed: strips(s, self.weighed, (rows, width), room), ..self }
     }
 
     /// Weighs these rows of the keys, zeros in place of those that are not finite: 0 times infinity is not a number.
@@ -38,7 +44,7 @@ impl<'a> Packed<'a> {
             }
         }
         if spoilt.is_empty() {
-            return Packed { weighed: rows, spoilt, ..self };
+            return Packed { weighed: Strips::side_by_side(rows, S::N), spoilt, ..self };
         }
         let stride = width.next_multiple_of(S::N);
         let values = values.take(self.facts.count * stride);
@@ -49,8 +55,26 @@ impl<'a> Packed<'a> {
         for &i in spoilt.iter() {
             values[i * stride..(i + 1) * stride].fill(0.0);
         }
-        Packed { weighed: Rows::new(values, stride), spoilt, ..self }
+        Packed { weighed: Strips::side_by_side(Rows::new(values, stride), S::N), spoilt, ..self }
     }
+}
+
+/// A copy of the strips of `rows` rows of this width, end to end, the last one filled up to a register with zeros.
+#[inline(always)]
+pub(super) fn strips<'a, S: Lanes>(s: S, from: Strips<'_>, (rows, width): (usize, usize), room: &'a mut Aligned<f32>) -> Strips<'a> {
+    let strip = rows * 2 * S::N;
+    let room = room.take(width.div_ceil(2 * S::N) * strip);
+    for (i, column) in (0..width).step_by(2 * S::N).enumerate() {
+        let (from, width) = (from.strip(i), (width - column).min(2 * S::N));
+        for (row, into) in room[i * strip..(i + 1) * strip].chunks_exact_mut(2 * S::N).enumerate() {
+            let from = &from.data[row * from.stride..][..width];
+            for (from, into) in from.chunks(S::N).zip(into.chunks_exact_mut(S::N)) {
+                let values = if from.len() == S::N { s.load(from) } else { s.load_part(from, 0.0) };
+                s.store(into, values);
+            }
+        }
+    }
+    Strips::end_to_end(room, rows, S::N)
 }
 
 /// Room for rows in which some are zeros, and which.
@@ -72,10 +96,15 @@ pub(super) fn is_finite<S: Lanes>(s: S, values: &[f32]) -> bool {
     sum == 0.0 && chunks.remainder().iter().all(|x| x.is_finite())
 }
 
-/// Where rows are read along the lanes they start at a cache line; where they are broadcast it does not matter.
+/// How rows of keys are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
-    Broadcast,
+    /// Broadcast or copied, a few times: where they stand.
+    Once,
+    /// Broadcast again and again. Rows far apart, those of a head in `[B, N, H, D]`, meet in few sets of the cache, and take a page each:
+    /// forward passes over 8 heads of 128 took half as long again.
+    Often,
+    /// Along the lanes, a few times: at multiples of a cache line.
     Lanes,
 }
 
@@ -95,7 +124,11 @@ pub(super) fn key_rows<'a, S: Lanes>(
     if let Keys::Run(run) = keys.list
         && rows == count
         && let Some((data, stride)) = view.rows(b, g, run.clone())
-        && (purpose == Use::Broadcast || stands_on_lines(data, [width, stride], S::N))
+        && match purpose {
+            Use::Once => true,
+            Use::Often => stride == width,
+            Use::Lanes => stands_on_lines(data, [width, stride], S::N),
+        }
     {
         return Rows { data, stride };
     }
@@ -117,11 +150,11 @@ fn paired_along<'a, S: Lanes>(
     view: &Strided<'a, bf16>,
     [b, g]: [usize; 2],
     keys: KeyList<'_>,
-    rows: usize,
+    (rows, purpose): (usize, Use),
     scratch: &'a mut [f32],
 ) -> Rows<'a> {
     if let Some(pairs) = view.as_pairs() {
-        return key_rows(s, &View::F32(pairs), [b, g], keys, (rows, Use::Broadcast), scratch);
+        return key_rows(s, &View::F32(pairs), [b, g], keys, (rows, purpose), scratch);
     }
     let width = view.shape()[3];
     let stride = width.div_ceil(2);
@@ -203,21 +236,27 @@ pub(super) fn keys<'a, S: Lanes, M: Form>(
     s: S,
     (view, at): (&View<'a>, [usize; 2]),
     keys: KeyList<'_>,
-    rows: usize,
+    (rows, purpose): (usize, Use),
     room: &'a mut [f32],
 ) -> Rows<'a> {
     match view {
-        View::Bf16(view) if M::PER_LANE == 2 => paired_along(s, view, at, keys, rows, room),
-        _ => key_rows(s, view, at, keys, (rows, Use::Broadcast), room),
+        View::Bf16(view) if M::PER_LANE == 2 => paired_along(s, view, at, keys, (rows, purpose), room),
+        _ => key_rows(s, view, at, keys, (rows, purpose), room),
     }
 }
 
 /// Rows of V, as tiles of `M` load them.
 #[inline(always)]
-pub(super) fn values<'a, S: Lanes, M: Form>(s: S, (view, at): (&View<'a>, [usize; 2]), keys: KeyList<'_>, room: &'a mut [f32]) -> Rows<'a> {
+pub(super) fn values<'a, S: Lanes, M: Form>(
+    s: S,
+    (view, at): (&View<'a>, [usize; 2]),
+    keys: KeyList<'_>,
+    purpose: Use,
+    room: &'a mut [f32],
+) -> Rows<'a> {
     match view {
         View::Bf16(view) if M::PER_LANE == 2 => paired_across(s, view, at, keys, room),
-        _ => key_rows(s, view, at, keys, (keys.list.len(), Use::Lanes), room),
+        _ => key_rows(s, view, at, keys, (keys.list.len(), purpose), room),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A job owns a chunk of keys of one query head and adds over all queries, so nothing is shared. Before dropout.
 
 use super::forward::takes_pairs;
-use super::pack;
+use super::pack::{self, Use};
 use super::plan::{BLOCK, Facts, KeyList, Keys, Plan};
 use super::score::{Extras, Masked, MaskedBiased, Meeting, Of, Plain, Rich, Variant};
 use super::softmax::bounds;
@@ -94,7 +94,7 @@ impl<M: Form> Worker<'_, M> {
         let Scratch { facts, k, staged, wide, qt, positions, hashes, below, dense, square, lanes } = scratch;
         facts.collect(problem, &scope, g, keys, R);
         let (count, width, panel) = (facts.tiles() * R, dims.dk.next_multiple_of(S::N), 2 * S::N);
-        let k = pack::keys::<S, M>(s, (&problem.k, [b, g]), keys, count, k.take(pack::room::<S>(count, dims.dk)));
+        let k = pack::keys::<S, M>(s, (&problem.k, [b, g]), keys, (count, Use::Often), k.take(pack::room::<S>(count, dims.dk)));
         let extras = Extras::new(problem, h);
         let [staged, wide, qt] = [staged, wide, qt].map(|room| room.take(panel * width));
         let (positions, hashes, below) = (positions.take(panel), hashes.take(panel), below.take(panel));

@@ -9,12 +9,14 @@
 
 use super::plan::Class;
 use super::score::{Biased, Masked, MaskedBiased, Meeting, Of, Plain, Rich, Tile, Variant};
-use crate::simd::{Across, Form, Lanes, Left, Rows, Task, product};
+use crate::simd::{Across, Form, Lanes, Left, Rows, Strips, Task, product};
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// 2^60.
 pub(super) const REBASE_ABOVE: f32 = 1_152_921_504_606_846_976.0;
+/// Groups of queries in a panel, at most: a product takes as many together as a tile has rows.
+const MOST_GROUPS: usize = 4;
 /// As low as a tile just after a rescale allows: nothing overflows that is not itself near the end of the range.
 pub(super) const REBASE_EARLY: f32 = 16.0;
 
@@ -26,7 +28,7 @@ pub(super) fn bounds(positions: &[i32]) -> (i32, i32) {
 
 /// The running softmax of one panel of queries.
 pub(super) struct Softmax<'a> {
-    /// Weights `[key][2·N]` of the tiles at hand, or `[pair of keys][2·N]`.
+    /// Weights `[2][key][N]` of the tiles at hand, or `[2][pair of keys][N]`: a product reads lines of one register of queries only.
     pub(super) p: &'a mut [f32],
     /// Running maximum in units of log2.
     pub(super) maximum: &'a mut [f32],
@@ -117,9 +119,7 @@ impl Softmax<'_> {
     fn weigh_half<S: Lanes, const R: usize, V: Variant>(&mut self, s: S, meeting: &Meeting<'_>, tiles: Range<usize>, from: usize) {
         if self.queries > S::N {
             let rows = self.row::<V::Form, R>(tiles.start)..self.row::<V::Form, R>(tiles.end);
-            for row in rows {
-                s.store(&mut self.p[(row * 2 + 1 - from) * S::N..], s.zero());
-            }
+            self.weights_of::<S>(1 - from, rows).fill(0.0);
         }
         self.weigh_run::<S, R, 1, V>(s, meeting, tiles, from);
     }
@@ -175,6 +175,13 @@ impl Softmax<'_> {
         (tile - self.first) * R / M::PER_LANE
     }
 
+    /// The weights of some rows, one register of queries.
+    #[inline(always)]
+    fn weights_of<S: Lanes>(&mut self, c: usize, rows: Range<usize>) -> &mut [f32] {
+        let half = self.p.len() / 2;
+        &mut self.p[c * half + rows.start * S::N..c * half + rows.end * S::N]
+    }
+
     /// Fills `p` for one tile whose logits are relative to the maximum; gives their sums before dropout.
     #[inline(always)]
     fn store_weights<S: Lanes, const R: usize, const C: usize, V: Variant>(
@@ -187,7 +194,8 @@ impl Softmax<'_> {
         let [mut added, mut rounded] = [[s.zero(); C]; 2];
         let one = V::Form::join(s, [s.splat(1.0); 2]);
         let (first, rows) = (self.row::<V::Form, R>(tile), R / V::Form::PER_LANE);
-        let p = &mut self.p[first * 2 * S::N..][..rows * 2 * S::N];
+        let (lower, upper) = self.p.split_at_mut(self.p.len() / 2);
+        let p = [&mut lower[first * S::N..][..rows * S::N], &mut upper[first * S::N..][..rows * S::N]];
         for row in 0..rows {
             for c in 0..C {
                 let [mut whole, mut weights] = [[s.zero(); 2]; 2];
@@ -198,7 +206,7 @@ impl Softmax<'_> {
                     (whole[i], weights[i]) = (e, meeting.drop::<S, V>(s, tile * R + r, from + c, e));
                 }
                 rounded[c] = V::Form::multiply_add(s, V::Form::join(s, whole), one, rounded[c]);
-                s.store(&mut p[(row * 2 + from + c) * S::N..], V::Form::join(s, weights));
+                s.store(&mut p[from + c][row * S::N..], V::Form::join(s, weights));
             }
         }
         [added, rounded]
@@ -227,18 +235,25 @@ impl Softmax<'_> {
 
     /// Adds `P·V` of the visible tiles to the output, trimmed for every `R` queries to the tiles that they see.
     #[inline(always)]
-    pub(super) fn gather<S: Lanes, M: Form, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, v: Rows<'_>, tiles: Range<usize>) {
-        let facts = meeting.facts;
-        for group in 0..self.queries.div_ceil(R) {
-            let positions = bounds(&meeting.positions[group * R..(group + 1) * R]);
-            let seen = facts.visible(tiles.clone(), positions);
-            let keys = seen.start * R..facts.count.min(seen.end * R);
-            if keys.is_empty() {
-                continue;
+    pub(super) fn gather<S: Lanes, M: Form, const R: usize>(&mut self, s: S, meeting: &Meeting<'_>, v: Strips<'_>, tiles: Range<usize>) {
+        let mut seen = [const { 0..0 }; MOST_GROUPS];
+        let seen = &mut seen[..self.queries.div_ceil(R)];
+        for (seen, positions) in seen.iter_mut().zip(meeting.positions.chunks(R)) {
+            *seen = meeting.facts.visible(tiles.clone(), bounds(positions));
+        }
+        for (strip, column) in (0..self.width).step_by(2 * S::N).enumerate() {
+            let rows = v.strip(strip);
+            for (group, seen) in seen.iter().enumerate() {
+                let keys = seen.start * R..meeting.facts.count.min(seen.end * R);
+                if keys.is_empty() {
+                    continue;
+                }
+                let (register, lane) = (group * R / S::N, group * R % S::N);
+                let first = register * (self.p.len() / 2) + self.row::<M, R>(seen.start) * S::N + lane;
+                let p = M::left(Across(Rows::new(&self.p[first..], S::N)));
+                let acc = (&mut self.acc[group * R * self.width..], self.width);
+                add_strip::<S, R>(s, acc, column, p, rows.from(keys.start / M::PER_LANE), M::rows(keys.len()));
             }
-            let p = Across(Rows::new(&self.p[self.row::<M, R>(seen.start) * 2 * S::N + group * R..], 2 * S::N));
-            let acc = &mut self.acc[group * R * self.width..(group + 1) * R * self.width];
-            add_product::<S, R>(s, (acc, self.width), M::left(p), v.from(keys.start / M::PER_LANE), M::rows(keys.len()));
         }
     }
 
@@ -251,11 +266,11 @@ impl Softmax<'_> {
         (spoilt, tiles): (&[usize], Range<usize>),
     ) {
         for &key in spoilt.iter().filter(|&&key| tiles.contains(&(key / R))) {
-            let weights = &self.p[(key - self.first * R) * 2 * S::N..];
             let row = &v.data[key * v.stride..][..dv];
             for lane in (0..self.queries).filter(|&lane| meeting.sees(key, lane)) {
+                let weight = self.p[lane / S::N * (self.p.len() / 2) + (key - self.first * R) * S::N + lane % S::N];
                 let acc = &mut self.acc[lane * self.width..];
-                acc.iter_mut().zip(row).for_each(|(sum, x)| *sum += weights[lane] * x);
+                acc.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
             }
         }
     }
@@ -263,10 +278,9 @@ impl Softmax<'_> {
     /// Multiplies the first `rows` of weights, the sum and the output of one register of queries by `factor`.
     #[inline(always)]
     fn rescale<S: Lanes, M: Form>(&mut self, s: S, c: usize, rows: usize, factor: S::F) {
-        for row in 0..rows {
-            let p = &mut self.p[(row * 2 + c) * S::N..];
-            let scaled = M::scale(s, s.load(p), factor);
-            s.store(p, scaled);
+        for weights in self.weights_of::<S>(c, 0..rows).chunks_exact_mut(S::N) {
+            let scaled = M::scale(s, s.load(weights), factor);
+            s.store(weights, scaled);
         }
         let mut sums = self.load_sums::<S, M, 1>(s, c);
         for sum in sums.as_flattened_mut() {
@@ -364,13 +378,25 @@ impl<V: Variant, const C: usize> Task for Rebase<'_, '_, '_, V, C> {
 /// `acc[r][·] += Σ_t a[r][t] · b[t][·]` for `R` rows of `width` values.
 #[inline(always)]
 pub(crate) fn add_product<S: Lanes, const R: usize>(s: S, (acc, width): (&mut [f32], usize), a: impl Left, b: Rows<'_>, steps: usize) {
-    let mut column = 0;
-    while column + 2 * S::N <= width {
-        add_columns::<S, R, 2>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], b.stride), steps);
-        column += 2 * S::N;
+    for column in (0..width).step_by(2 * S::N) {
+        add_strip::<S, R>(s, (&mut *acc, width), column, a, Rows::new(&b.data[column..], b.stride), steps);
     }
-    if column < width {
-        add_columns::<S, R, 1>(s, (&mut acc[column..], width), a, Rows::new(&b.data[column..], b.stride), steps);
+}
+
+/// The same for the strip of `acc` that begins at `column`; `b` is this strip's.
+#[inline(always)]
+pub(super) fn add_strip<S: Lanes, const R: usize>(
+    s: S,
+    (acc, width): (&mut [f32], usize),
+    column: usize,
+    a: impl Left,
+    b: Rows<'_>,
+    steps: usize,
+) {
+    if column + 2 * S::N <= width {
+        add_columns::<S, R, 2>(s, (&mut acc[column..], width), a, b, steps);
+    } else {
+        add_columns::<S, R, 1>(s, (&mut acc[column..], width), a, b, steps);
     }
 }
 

@@ -15,7 +15,7 @@ mod product;
 mod scratch;
 
 pub use form::{Form, Pairs, Singles};
-pub use product::{Across, Along, Left, Rows, product};
+pub use product::{Across, Along, Left, Rows, Strips, product};
 pub use scratch::Aligned;
 
 use half::{bf16, f16};

@@ -33,6 +33,36 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Rows of values in strips, as wide as a tile of two registers. Where the rows of a strip stand end to end it fills the cache's sets
+/// evenly; side by side, at distances of a power of two, its lines meet in few of them and push each other out.
+#[derive(Debug, Clone, Copy)]
+pub struct Strips<'a> {
+    rows: Rows<'a>,
+    /// Distance between strips.
+    step: usize,
+}
+
+impl<'a> Strips<'a> {
+    /// Rows as they stand, with the strips of a level of `lanes` lanes side by side.
+    #[inline(always)]
+    pub fn side_by_side(rows: Rows<'a>, lanes: usize) -> Self {
+        Strips { rows, step: 2 * lanes }
+    }
+
+    /// Strips of `count` rows, one strip behind the other.
+    #[inline(always)]
+    pub fn end_to_end(data: &'a [f32], count: usize, lanes: usize) -> Self {
+        Strips { rows: Rows::new(data, 2 * lanes), step: count * 2 * lanes }
+    }
+
+    /// The rows of one strip; there may be none.
+    #[inline(always)]
+    pub fn strip(self, index: usize) -> Rows<'a> {
+        let start = self.rows.data.len().min(index * self.step);
+        Rows { data: &self.rows.data[start..], ..self.rows }
+    }
+}
+
 /// The broadcast factor of a tile.
 pub trait Left: Copy {
     /// The values.
