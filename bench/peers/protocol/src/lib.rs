@@ -9,7 +9,8 @@
 //! | `{"op":"ceilings","threads":…}` | `{"fma_gflops":…, "bf16_gflops":…, "read_gbps":…}`, `null` where unknown |
 //!
 //! `rule` is `"plain"` (the default), `"key_bias"`, `{"window":KEYS}`, `"lifetimes"`, `"segments"` or `{"mechanism":"hyper:bits=7"}`, see [`Rule`].
-//! With `tokens_first` all tensors, read and written, are `[B, N, H, D]`. `backward` is forward and backward together. A request that fails is answered `{"error":…}` and the program goes on.
+//! With `tokens_first` all tensors, read and written, are `[B, N, H, D]`.
+//! `backward` is forward and backward together. A request that fails is answered `{"error":…}` and the program goes on.
 //! Only the pass itself is timed: buffers are allocated and inputs are laid out while loading.
 
 mod file;
