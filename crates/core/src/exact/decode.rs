@@ -145,9 +145,12 @@ impl Part<'_> {
     /// Leaves output, maximum and sum of every row in `out`; whether all outputs are finite.
     #[inline(always)]
     fn attend<S: Lanes, M: Form>(&self, s: S, scratch: &mut Scratch, out: &mut [f32]) -> bool {
+        if M::PER_LANE == 2 {
+            let (View::Bf16(k), View::Bf16(v)) = (self.problem.k, self.problem.v) else { unreachable!("pairs are of bf16") };
+            return self.attend_to::<S, M, _, _>(s, (Neighbours(k), v), scratch, out);
+        }
         match (self.problem.k, self.problem.v) {
             (View::F32(k), View::F32(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
-            (View::Bf16(k), View::Bf16(v)) if M::PER_LANE == 2 => self.attend_to::<S, M, _, _>(s, (Neighbours(k), v), scratch, out),
             (View::Bf16(k), View::Bf16(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
             (View::F16(k), View::F16(v)) => self.attend_to::<S, M, _, _>(s, (k, v), scratch, out),
             _ => unreachable!("k and v share a dtype"),
@@ -415,6 +418,10 @@ fn scores<S: Lanes, M: Form, T: Element, const Q: usize>(
     count: usize,
     logits: &mut [[f32; STRIP]; SHARE],
 ) {
+    // In plain Rust a row fills the registers of many machines: a form for every width would only be more to compile.
+    if !S::FUSED {
+        return scores_of_rows::<S, M, T, Q, 0>(s, rows, q, count, logits);
+    }
     match (rows.width / (2 * S::N), rows.width % (2 * S::N)) {
         (1, 0) => scores_of_rows::<S, M, T, Q, 1>(s, rows, q, count, logits),
         (2, 0) => scores_of_rows::<S, M, T, Q, 2>(s, rows, q, count, logits),
@@ -719,15 +726,15 @@ impl Softmax<'_> {
 fn gather<S: Lanes, T: Element, const Q: usize>(s: S, rows: &WholeRows<'_, T>, weights: (&[[f32; STRIP]; SHARE], usize), o: &mut [f32]) {
     let width = rows.width;
     let mut d = 0;
-    while d + 8 * S::N <= width {
+    while S::FUSED && d + 8 * S::N <= width {
         gather_pairs::<S, T, Q, 4>(s, rows, d, weights, o);
         d += 8 * S::N;
     }
-    if d + 4 * S::N <= width {
+    if S::FUSED && d + 4 * S::N <= width {
         gather_pairs::<S, T, Q, 2>(s, rows, d, weights, o);
         d += 4 * S::N;
     }
-    if d + 2 * S::N <= width {
+    while d + 2 * S::N <= width {
         gather_pairs::<S, T, Q, 1>(s, rows, d, weights, o);
         d += 2 * S::N;
     }

@@ -164,19 +164,24 @@ pub fn product<S: Lanes, A: Left, const R: usize, const C: usize>(
             }
         };
     }
-    for _ in 0..steps / UNROLL {
-        step!(0);
-        step!(1);
-        step!(2);
-        step!(3);
-        step!(4);
-        step!(5);
-        step!(6);
-        step!(7);
-        left = left.wrapping_add(UNROLL * next);
-        right = right.wrapping_add(UNROLL * b.stride);
+    let mut done = 0;
+    // In plain Rust a step is a dozen instructions, and a round of them would be compiled for minutes.
+    if S::FUSED {
+        for _ in 0..steps / UNROLL {
+            step!(0);
+            step!(1);
+            step!(2);
+            step!(3);
+            step!(4);
+            step!(5);
+            step!(6);
+            step!(7);
+            left = left.wrapping_add(UNROLL * next);
+            right = right.wrapping_add(UNROLL * b.stride);
+        }
+        done = steps / UNROLL * UNROLL;
     }
-    for _ in 0..steps % UNROLL {
+    for _ in done..steps {
         step!(0);
         left = left.wrapping_add(next);
         right = right.wrapping_add(b.stride);
