@@ -418,8 +418,7 @@ fn scores<S: Lanes, M: Form, T: Element, const Q: usize>(
     count: usize,
     logits: &mut [[f32; STRIP]; SHARE],
 ) {
-    // In plain Rust a row fills the registers of many machines: a form for every width would only be more to compile.
-    if !S::FUSED {
+    if !S::SPECIALISED {
         return scores_of_rows::<S, M, T, Q, 0>(s, rows, q, count, logits);
     }
     match (rows.width / (2 * S::N), rows.width % (2 * S::N)) {
@@ -726,11 +725,11 @@ impl Softmax<'_> {
 fn gather<S: Lanes, T: Element, const Q: usize>(s: S, rows: &WholeRows<'_, T>, weights: (&[[f32; STRIP]; SHARE], usize), o: &mut [f32]) {
     let width = rows.width;
     let mut d = 0;
-    while S::FUSED && d + 8 * S::N <= width {
+    while S::SPECIALISED && d + 8 * S::N <= width {
         gather_pairs::<S, T, Q, 4>(s, rows, d, weights, o);
         d += 8 * S::N;
     }
-    if S::FUSED && d + 4 * S::N <= width {
+    if S::SPECIALISED && d + 4 * S::N <= width {
         gather_pairs::<S, T, Q, 2>(s, rows, d, weights, o);
         d += 4 * S::N;
     }

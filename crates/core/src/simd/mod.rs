@@ -39,6 +39,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     const N: usize;
     /// Whether [`Lanes::mul_add`] is one instruction.
     const FUSED: bool;
+    /// Whether forms of one loop for many sizes are worth their compilation: not in plain Rust on x86-64, where processors without AVX2 are
+    /// rare and the compiler takes minutes.
+    const SPECIALISED: bool = Self::FUSED || !cfg!(target_arch = "x86_64");
     /// A register of f32.
     type F: Copy;
     /// A register of i32.

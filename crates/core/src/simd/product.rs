@@ -165,8 +165,7 @@ pub fn product<S: Lanes, A: Left, const R: usize, const C: usize>(
         };
     }
     let mut done = 0;
-    // In plain Rust a step is a dozen instructions, and a round of them would be compiled for minutes.
-    if S::FUSED {
+    if S::SPECIALISED {
         for _ in 0..steps / UNROLL {
             step!(0);
             step!(1);
