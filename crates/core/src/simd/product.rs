@@ -164,8 +164,7 @@ pub fn product<S: Lanes, A: Left, const R: usize, const C: usize>(
             }
         };
     }
-    let mut done = 0;
-    if S::SPECIALISED {
+    let rest = if S::SPECIALISED {
         for _ in 0..steps / UNROLL {
             step!(0);
             step!(1);
@@ -178,9 +177,11 @@ pub fn product<S: Lanes, A: Left, const R: usize, const C: usize>(
             left = left.wrapping_add(UNROLL * next);
             right = right.wrapping_add(UNROLL * b.stride);
         }
-        done = steps / UNROLL * UNROLL;
-    }
-    for _ in done..steps {
+        steps % UNROLL
+    } else {
+        steps
+    };
+    for _ in 0..rest {
         step!(0);
         left = left.wrapping_add(next);
         right = right.wrapping_add(b.stride);
