@@ -19,6 +19,8 @@
 
 pub mod activation;
 pub mod adamw;
+#[cfg(not(test))]
+mod compiled;
 pub mod cross_entropy;
 mod curve;
 pub mod embedding;

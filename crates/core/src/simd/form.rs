@@ -78,6 +78,7 @@ impl Form for Pairs {
         s.pair([s.mul(first, factor), s.mul(second, factor)])
     }
     /// Where the processor has no such instruction, two products in plain Rust take its place: for tests, at no speed.
+    #[inline(never)]
     fn dispatch<T: Task>(level: Level, task: T) -> T::Output {
         #[cfg(target_arch = "x86_64")]
         if level >= Level::Avx512

@@ -446,7 +446,8 @@ impl FromStr for Level {
     }
 }
 
-/// Runs a task at `level`, or at the best one below it that the processor has.
+/// Runs a task at `level`, or at the best one below it that the processor has. Never inlined, so that crates share what is compiled of it.
+#[inline(never)]
 pub fn dispatch<T: Task>(level: Level, task: T) -> T::Output {
     #[cfg(target_arch = "x86_64")]
     {
