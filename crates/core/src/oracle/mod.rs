@@ -600,8 +600,12 @@ impl<T: Real> Sums<T> {
 
     /// Adds `factor * vector` to the `index`-th vector of that size.
     fn add_vector(&mut self, index: usize, factor: Term<T>, vector: &[f64]) {
-        for (d, &x) in vector.iter().enumerate() {
-            self.add(index * vector.len() + d, factor.times(T::from_f64(x)));
+        let own = index * vector.len()..(index + 1) * vector.len();
+        let sums = self.totals[own.clone()].iter_mut().zip(&mut self.largest[own]);
+        for ((total, largest), &x) in sums.zip(vector) {
+            let term = factor.times(T::from_f64(x));
+            *total = *total + term.value;
+            *largest = largest.max(term.size);
         }
     }
 
@@ -731,10 +735,10 @@ impl<T: Real> Arithmetic<T> {
 
     fn backward_row(&self, row: &Row<'_>, attended: Attended<T>, [d_o, o]: [&[f64]; 2], sums: &mut GradientSums<T>) {
         let delta: T = dot(d_o, o);
+        let size_of_delta = delta.to_f64().abs().max(largest_product(d_o, o));
         for (j, weight) in attended.weights {
             let d_weight = row.kept::<T>(j) * dot(d_o, row.value(j));
-            let parts = [delta.to_f64().abs(), d_weight.to_f64().abs(), largest_product(d_o, row.value(j)), largest_product(d_o, o)];
-            let size = parts.into_iter().fold(0.0, f64::max);
+            let size = size_of_delta.max(d_weight.to_f64().abs()).max(largest_product(d_o, row.value(j)));
             let d_score = Term { value: d_weight - delta, size }.times(weight);
             let d_capped = d_score.times(row.cap_slope(j));
             let d_raw = Term { value: (self.round)(d_capped.value), ..d_capped }.times(row.scale());

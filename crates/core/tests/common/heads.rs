@@ -1,6 +1,6 @@
 //! Problems with names: tensors that own their values, and everything the kernel computes of them.
 
-use super::{Judge, Outcome, Random, Stored, add_plain_errors, siblings, strides, values, ways, widen};
+use super::{Judge, Outcome, Random, Stored, siblings, strides, values, ways, widen};
 use regard_core::oracle::{Definition, Storage};
 use regard_core::{Dims, Gradients, Output, Par, Problem, Saved, Scores, Sight, View, ViewMut, exact};
 
@@ -185,16 +185,13 @@ impl Judge {
     /// Of one problem, with the rounding that it and its siblings have in a plain implementation: a sibling has the same
     /// rules, and the same rows in another order with other signs.
     pub fn new(definition: Definition, d_o: Vec<f64>, storage: Storage) -> Self {
-        let solve = |definition: &Definition, d_o: &[f64]| (definition.forward(), definition.backward(d_o));
-        let (forward, gradients) = solve(&definition, &d_o);
-        let mut plain = [0.0f64; 8];
-        add_plain_errors(&mut plain, (&definition, &d_o), (&forward, &gradients), storage);
-        for seed in 0..siblings(definition.queries * definition.keys) {
-            let (definition, d_o) = dealt_anew(&definition, &d_o, seed);
-            let (forward, gradients) = solve(&definition, &d_o);
-            add_plain_errors(&mut plain, (&definition, &d_o), (&forward, &gradients), storage);
+        let siblings = (0..siblings(definition.queries * definition.keys)).map(|seed| dealt_anew(&definition, &d_o, seed));
+        let siblings: Vec<_> = siblings.collect();
+        let mut judge = Judge::alone(definition, d_o, storage);
+        for (definition, d_o) in siblings {
+            judge.allow(&Judge::alone(definition, d_o, storage));
         }
-        Judge { definition, forward, gradients, d_o, plain, storage }
+        judge
     }
 }
 

@@ -36,6 +36,11 @@ impl Setting {
         setting
     }
 
+    /// Whether it drops weights.
+    pub fn drops(&self) -> bool {
+        self.options.iter().any(|(name, _)| *name == "dropout")
+    }
+
     pub fn reads(&self, tensor: &str) -> bool {
         self.tensors.contains(&tensor)
     }
@@ -332,18 +337,24 @@ impl Case {
 
     /// What is right, and how far from it is still right.
     pub fn judge(&self, choices: &Choices) -> Judge {
-        let oracle = self.oracle(choices);
-        let d_o = self.d_o();
-        let truth = oracle.truth(Some(&d_o));
-        let mut judge = Judge { plain: vec![0.0; truth.len()], truth };
-        judge.allow(oracle.as_ref(), &d_o, self.setting.storage);
+        self.judge_of(choices, |case| Some(case.d_o()))
+    }
+
+    /// The same of the outputs alone.
+    pub fn judge_outputs(&self, choices: &Choices) -> Judge {
+        self.judge_of(choices, |_| None)
+    }
+
+    /// Gradients are judged where a case has an upstream one.
+    fn judge_of(&self, choices: &Choices, upstream: fn(&Case) -> Option<Vec<f64>>) -> Judge {
+        let mut judge = Judge::new(self.oracle(choices).as_ref(), upstream(self).as_deref(), self.setting.storage);
         let Dims { queries, keys, .. } = self.dims();
         // A small problem, or a tensor of a few numbers, has too few for its own rounding to say how large rounding is there.
         let few = judge.truth.iter().any(|defined| (1..16).contains(&defined.values.len()));
         for seed in 1..=siblings(if few { 1 } else { queries * keys }) / 2 {
             let sibling = self.sibling(seed);
-            let choices = sibling.choose();
-            judge.allow(sibling.oracle(&choices).as_ref(), &sibling.d_o(), self.setting.storage);
+            let oracle = sibling.oracle(&sibling.choose());
+            judge.allow(&Judge::new(oracle.as_ref(), upstream(&sibling).as_deref(), self.setting.storage));
         }
         judge
     }
@@ -374,26 +385,29 @@ pub struct Judge {
 }
 
 impl Judge {
-    fn allow(&mut self, oracle: &dyn Oracle, d_o: &[f64], storage: Storage) {
-        let truth = oracle.truth(Some(d_o));
-        for plain in oracle.plain(Some(d_o), storage) {
-            for (worst, (found, defined)) in self.plain.iter_mut().zip(plain.iter().zip(&truth)) {
+    /// Of one problem, with the errors of plain implementations on it.
+    fn new(oracle: &dyn Oracle, d_o: Option<&[f64]>, storage: Storage) -> Self {
+        let truth = oracle.truth(d_o);
+        let mut plain = vec![0.0; truth.len()];
+        for tensors in oracle.plain(d_o, storage) {
+            for (worst, (found, defined)) in plain.iter_mut().zip(tensors.iter().zip(&truth)) {
                 let errors = found.values.iter().zip(&defined.values).filter(|(x, y)| x != y).map(|(x, y)| (x - y).abs());
                 *worst = errors.fold(*worst, f64::max);
             }
+        }
+        Judge { truth, plain }
+    }
+
+    /// Allows the errors that were allowed on another problem, too.
+    fn allow(&mut self, other: &Judge) {
+        for (worst, error) in self.plain.iter_mut().zip(&other.plain) {
+            *worst = worst.max(*error);
         }
     }
 
     /// The worst error as a share of its budget; panics with the place where it is above 1.
     pub fn check(&self, found: &Found, how: &str) -> f64 {
         self.check_where(found, how, |_, _| true)
-    }
-
-    /// Of the outputs alone.
-    pub fn forward_of(judge: &Judge) -> Judge {
-        let forward = judge.truth.iter().zip(&judge.plain).filter(|(defined, _)| ["o", "lse"].contains(&defined.name));
-        let (truth, plain) = forward.map(|(defined, plain)| (defined.clone(), *plain)).unzip();
-        Judge { truth, plain }
     }
 
     /// Of the tensors that were found.

@@ -1,6 +1,6 @@
 //! Every mechanism of the list.
 
-use super::cases::{Case, Found, Judge, Setting, everyone, plain_settings, settings, settings_of};
+use super::cases::{Case, Found, Setting, everyone, plain_settings, settings, settings_of};
 use super::common::heads::Tensor;
 use super::common::{Random, levels, values};
 use regard_core::mechanism::{Causality, Mechanism, Memory, Pass, Plan, Token, Tokens};
@@ -146,7 +146,7 @@ fn rows_of_definitions_are_those_of_the_whole() {
 fn gradients_of_definitions_are_their_differences() {
     let mut tally = Tally::default();
     for setting in settings() {
-        if setting.options.iter().any(|(name, _)| *name == "dropout") {
+        if setting.drops() {
             continue;
         }
         let mut case = Case::draw(&setting, dims(1, [2, 1], [9, 9], [3, 2]), setting.seed("differences"));
@@ -272,15 +272,14 @@ fn no_row_knows_later_tokens() {
     let mut tally = Tally::default();
     for setting in settings().into_iter().filter(|setting| setting.causal) {
         let case = Case::draw(&setting, dims(1, [2, 1], [97, 97], [8, 8]), setting.seed("no leak"));
-        let judge = case.judge(&case.choose());
+        let judge = case.judge_outputs(&case.choose());
         for first in [1, 40, 64, 96] {
             let mut disturbed = case.clone();
             disturb(&mut disturbed, 0, first);
             let found = disturbed.run(&disturbed.choose(), Par::default());
             let rows = Found { tensors: found.tensors.into_iter().filter(|(name, _)| ["o", "lse"].contains(name)).collect() };
-            let forward = Judge::forward_of(&judge);
             let early = |name: &str, i: usize| i / if name == "o" { 8 } else { 1 } % 97 < first;
-            tally.add(&setting, forward.check_where(&rows, &format!("from {first} on, {}", case.name()), early));
+            tally.add(&setting, judge.check_where(&rows, &format!("from {first} on, {}", case.name()), early));
         }
     }
     tally.report("no leak", causal());
@@ -291,7 +290,7 @@ fn batch_rows_do_not_know_each_other() {
     let mut tally = Tally::default();
     for setting in settings() {
         let case = Case::draw(&setting, dims(2, [2, 1], [40, 40], [8, 8]), setting.seed("rows apart"));
-        let judge = Judge::forward_of(&case.judge(&case.choose()));
+        let judge = case.judge_outputs(&case.choose());
         let mut disturbed = case.clone();
         disturb(&mut disturbed, 1, 0);
         let found = disturbed.run(&disturbed.choose(), Par::default());
@@ -339,7 +338,7 @@ fn cut(tensor: &Tensor, start: usize, count: usize) -> Tensor {
 fn packed_sequences_are_those_alone() {
     let mut tally = Tally::default();
     for setting in settings() {
-        if setting.options.iter().any(|(name, _)| *name == "dropout") {
+        if setting.drops() {
             continue; // drops other pairs in another sequence
         }
         let lengths = [17, 0, 1, 70, 33];
@@ -425,11 +424,13 @@ fn step_by_step_is_the_parallel_form() {
     let mut tally = Tally::default();
     for setting in settings().into_iter().filter(|setting| setting.causal) {
         let Ok(start) = setting.mechanism.start() else { continue };
-        let dropless = setting.options.iter().all(|(name, _)| *name != "dropout");
-        for first in [0, 1, 40].into_iter().filter(|_| dropless) {
-            let case = Case::draw(&setting, dims(1, [4, 2], [90, 90], [8, 5]), setting.seed("step by step"));
-            let defined = if setting.about().steps_are_exact { as_exact(&case) } else { case.clone() };
-            let judge = Judge::forward_of(&defined.judge(&defined.choose()));
+        if setting.drops() {
+            continue;
+        }
+        let case = Case::draw(&setting, dims(1, [4, 2], [90, 90], [8, 5]), setting.seed("step by step"));
+        let defined = if setting.about().steps_are_exact { as_exact(&case) } else { case.clone() };
+        let judge = defined.judge_outputs(&defined.choose());
+        for first in [0, 1, 40] {
             let mut state = start.clone();
             state.prefill(&Slice::of(&case, 0, first).tokens(&setting)).unwrap_or_else(|error| panic!("{error}: {}", case.name()));
             let (mut o, mut lse) = (vec![f64::NAN; 4 * 90 * 5], vec![f64::NAN; 4 * 90]);
