@@ -23,7 +23,7 @@ use super::score::{Biased, Extras, Masked, MaskedBiased, Meeting, Plain, Rich, T
 use super::softmax::{add_strip, bounds};
 use crate::par::Jobs;
 use crate::sight::Scope;
-use crate::simd::{Across, Aligned, Along, Lanes, Rows, Strips, Task, dispatch, product};
+use crate::simd::{Across, Aligned, Along, LINE, Lanes, Rows, Strips, Task, dispatch, product};
 use crate::view::{DisjointRows, SharedRows, StridedMut, ViewMut};
 use crate::{Dims, Gradients, Par, Problem, Saved};
 use std::cell::RefCell;
@@ -33,6 +33,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Queries in a block.
 pub(super) const QUERIES: usize = 64;
+/// Values from one key to the next in a table of weights or slopes, `[key][QUERIES]`: an odd number of cache lines, so that a column of
+/// one register fills the cache's sets evenly.
+const TABLE: usize = QUERIES + LINE;
 /// Width up to which the first-level cache holds a strip of a block of queries wherever its rows stand.
 const WIDE: usize = 64;
 
@@ -563,9 +566,9 @@ struct Sums {
     dk: Aligned<f32>,
     dv: Aligned<f32>,
     dkey_bias: Aligned<f32>,
-    /// `Z∘P` of each panel, `[panel][2][key][N]`.
+    /// `Z∘P`, `[key][TABLE]`.
     weights: Aligned<f32>,
-    /// `dS` of each panel, on its way to q and k.
+    /// `dS`, on its way to q and k.
     slopes: Aligned<f32>,
     /// This chunk's share of dQ, `[QUERIES][width]`.
     dq: Aligned<f32>,
@@ -586,6 +589,16 @@ impl Homes<'_> {
     fn of(&self, key: usize) -> usize {
         if key < self.rows.len() { self.rows[key] - self.chunk.0 } else { self.chunk.1 }
     }
+
+    /// Of the keys of a tile, in sums of rows of this width, from this column on.
+    #[inline(always)]
+    fn of_tile<const R: usize>(&self, tile: usize, (width, column): (usize, usize)) -> [usize; R] {
+        let mut places = [0; R];
+        for (r, place) in places.iter_mut().enumerate() {
+            *place = self.of(tile * R + r) * width + column;
+        }
+        places
+    }
 }
 
 impl Sums {
@@ -601,11 +614,10 @@ impl Sums {
     ) {
         let (problem, facts) = (shared.problem, keys.facts);
         let panel = 2 * S::N;
-        let size = facts.tiles() * R * panel;
+        let size = facts.tiles() * R * TABLE;
         let count = block.rows.len().div_ceil(panel);
         let homes = Homes { rows: &facts.rows, chunk: (chunk.start, chunk.len()) };
-        let all_weights = self.weights.take(QUERIES / panel * size);
-        let all_slopes = self.slopes.take(QUERIES / panel * size);
+        let (weights, slopes) = (self.weights.take(size), self.slopes.take(size));
         let dense = self.dense.take(if extras.dense { (facts.tiles() * R).next_multiple_of(S::N) * panel } else { 0 });
         let square = self.square.take(S::N * S::N);
         let dkey_bias = self.dkey_bias.take(chunk.len() + 1);
@@ -620,8 +632,8 @@ impl Sums {
             let (meeting, upstream) = panels.meeting::<S>(keys.k, base, i);
             *visible = facts.visible(0..facts.tiles(), bounds(meeting.positions));
             let mut tiles = Tiles {
-                weights: &mut all_weights[i * size..(i + 1) * size],
-                slopes: &mut all_slopes[i * size..(i + 1) * size],
+                weights: &mut weights[i * panel..],
+                slopes: &mut slopes[i * panel..],
                 dkey_bias: shared.dkey_bias.is_some().then_some((&mut *dkey_bias, homes)),
                 v: keys.v,
             };
@@ -632,15 +644,14 @@ impl Sums {
         if shared.dv.is_some() {
             let rows = strips_of(s, &panels.d_o, (widths[1], facts.count), &mut panels.strips[1]);
             let acc = self.dv.take((chunk.len() + 1) * widths[1]);
-            add_keys::<S, R>(s, (acc, widths[1], homes), (all_weights, size), rows, visible);
+            add_keys::<S, R>(s, (acc, widths[1], homes), weights, rows, visible);
         }
         if shared.dk.is_some() {
             let rows = strips_of(s, &panels.q, (widths[0], facts.count), &mut panels.strips[0]);
             let acc = self.dk.take((chunk.len() + 1) * widths[0]);
-            add_keys::<S, R>(s, (acc, widths[0], homes), (all_slopes, size), rows, visible);
+            add_keys::<S, R>(s, (acc, widths[0], homes), slopes, rows, visible);
         }
         if shared.dq.is_some() {
-            let slopes: &[f32] = all_slopes;
             share_of_queries::<S, R>(s, (self.dq.take(QUERIES * widths[0]), widths[0]), (slopes, keys), panels, visible);
         }
     }
@@ -687,7 +698,6 @@ fn share_of_queries<S: Lanes, const R: usize>(
     visible: &[Range<usize>],
 ) {
     let panel = 2 * S::N;
-    let half = facts.tiles() * R * S::N;
     dq.fill(0.0);
     let mut seen = [const { 0..0 }; QUERIES / 4];
     let seen = &mut seen[..visible.len() * panel / R];
@@ -702,8 +712,7 @@ fn share_of_queries<S: Lanes, const R: usize>(
                 if keys.is_empty() {
                     continue;
                 }
-                let (register, lane) = (group * R / S::N, group * R % S::N);
-                let slopes = Across(Rows::new(&slopes[register * half + keys.start * S::N + lane..], S::N));
+                let slopes = Across(Rows::new(&slopes[keys.start * TABLE + group * R..], TABLE));
                 let dq = (&mut dq[group * R * width..(group + 1) * R * width], width);
                 add_strip::<S, R>(s, dq, column, slopes, rows.from(keys.start), keys.len());
             }
@@ -723,59 +732,85 @@ fn strips_of<'a, S: Lanes>(s: S, rows: &'a Aligned<f32>, (width, keys): (usize, 
 fn add_keys<S: Lanes, const R: usize>(
     s: S,
     (acc, width, homes): (&mut [f32], usize, Homes<'_>),
-    (weights, size): (&[f32], usize),
+    weights: &[f32],
     rows: Strips<'_>,
     visible: &[Range<usize>],
 ) {
     let panel = 2 * S::N;
+    let tiles = weights.len() / (R * TABLE);
     for (strip, column) in (0..width).step_by(panel).enumerate() {
         let rows = rows.strip(strip);
-        for tile in 0..size / (R * panel) {
+        let mut next = homes.of_tile::<R>(0, (width, column));
+        for tile in 0..tiles {
+            let own = next;
+            next = homes.of_tile::<R>(tile + 1, (width, column));
+            ask(s, acc, next);
+            let weights = &weights[tile * R * TABLE..(tile + 1) * R * TABLE];
             if column + panel <= width {
-                add_tile::<S, R, 2>(s, (acc, width, homes), (weights, size), rows, (tile, column, visible))
+                add_tile::<S, R, 2>(s, (acc, own), weights, rows, (tile, visible))
             } else {
-                add_tile::<S, R, 1>(s, (acc, width, homes), (weights, size), rows, (tile, column, visible))
+                add_tile::<S, R, 1>(s, (acc, own), weights, rows, (tile, visible))
             }
         }
     }
 }
 
+/// Asks for sums that will be added to next: those of a tile stand in as many places as it has rows.
+#[inline(always)]
+fn ask<S: Lanes, const R: usize>(s: S, acc: &[f32], places: [usize; R]) {
+    for place in places {
+        for at in (0..2 * S::N).step_by(LINE) {
+            s.prefetch(acc.as_ptr().wrapping_add(place + at));
+        }
+    }
+}
+
+/// A strip of the sums of one tile of keys, which stand in these places.
 #[inline(always)]
 fn add_tile<S: Lanes, const R: usize, const C: usize>(
     s: S,
-    (acc, width, homes): (&mut [f32], usize, Homes<'_>),
-    (weights, size): (&[f32], usize),
+    (acc, places): (&mut [f32], [usize; R]),
+    weights: &[f32],
     rows: Rows<'_>,
-    (tile, column, visible): (usize, usize, &[Range<usize>]),
+    (tile, visible): (usize, &[Range<usize>]),
 ) {
+    let mut panels = next_panels(visible, tile, 0);
+    if panels.is_empty() {
+        return;
+    }
     let mut sum = [[s.zero(); C]; R];
-    let mut any = false;
-    for (i, tiles) in visible.iter().enumerate() {
-        if tile < tiles.start || tile >= tiles.end {
-            continue;
-        }
-        if !any {
-            for (r, row) in sum.iter_mut().enumerate() {
-                let from = &acc[homes.of(tile * R + r) * width + column..];
-                for (c, x) in row.iter_mut().enumerate() {
-                    *x = s.load(&from[c * S::N..]);
-                }
-            }
-            any = true;
-        }
-        for register in 2 * i..2 * i + 2 {
-            let weights = Along(Rows::new(&weights[register * size / 2 + tile * R * S::N..], S::N));
-            sum = product::<S, _, R, C>(s, sum, weights, rows.from(register * S::N), S::N);
+    for (row, place) in sum.iter_mut().zip(places) {
+        let from = &acc[place..place + C * S::N];
+        for (c, x) in row.iter_mut().enumerate() {
+            *x = s.load(&from[c * S::N..]);
         }
     }
-    if any {
-        for (r, row) in sum.into_iter().enumerate() {
-            let into = &mut acc[homes.of(tile * R + r) * width + column..];
-            for (c, x) in row.into_iter().enumerate() {
-                s.store(&mut into[c * S::N..], x);
-            }
+    while !panels.is_empty() {
+        let queries = panels.start * 2 * S::N..panels.end * 2 * S::N;
+        let weights = Along(Rows::new(&weights[queries.start..], TABLE));
+        sum = product::<S, _, R, C>(s, sum, weights, rows.from(queries.start), queries.len());
+        panels = next_panels(visible, tile, panels.end);
+    }
+    for (row, place) in sum.into_iter().zip(places) {
+        let into = &mut acc[place..place + C * S::N];
+        for (c, x) in row.into_iter().enumerate() {
+            s.store(&mut into[c * S::N..], x);
         }
     }
+}
+
+/// The next panels from `first` on, one behind the other, that see a tile.
+#[inline(always)]
+fn next_panels(visible: &[Range<usize>], tile: usize, first: usize) -> Range<usize> {
+    let mut start = first;
+    while start < visible.len() && !visible[start].contains(&tile) {
+        start += 1;
+    }
+    let mut end = start;
+    while end < visible.len() && visible[end].contains(&tile) {
+        end += 1;
+    }
+    start..end
 }
 
 /// Weights and slopes of one panel against a chunk.
@@ -813,9 +848,9 @@ impl Tiles<'_> {
         tiles: Range<usize>,
     ) {
         for tile in tiles {
-            let weights = halves_of_tile::<S, R>(self.weights, tile);
+            let weights = &mut self.weights[tile * R * TABLE..];
             let (plain, cap) = slopes_of_tile::<S, R, V>(s, meeting, upstream, (self.v, tile), Some(weights));
-            let slopes = halves_of_tile::<S, R>(self.slopes, tile);
+            let slopes = &mut self.slopes[tile * R * TABLE..];
             for (r, row) in plain.iter().enumerate() {
                 if let Some((bias, homes)) = &mut self.dkey_bias {
                     bias[homes.of(tile * R + r)] += s.sum(s.add(row[0], row[1]));
@@ -825,29 +860,21 @@ impl Tiles<'_> {
                         Some(cap) => meeting.keep::<S, V>(s, tile * R + r, c, s.mul(*x, cap[r][c])),
                         None => *x,
                     };
-                    s.store(&mut slopes[c][r * S::N..], slope);
+                    s.store(&mut slopes[r * TABLE + c * S::N..], slope);
                 }
             }
         }
     }
 }
 
-/// What one tile has in a table `[2][key][N]`.
-#[inline(always)]
-fn halves_of_tile<S: Lanes, const R: usize>(table: &mut [f32], tile: usize) -> [&mut [f32]; 2] {
-    let (lower, upper) = table.split_at_mut(table.len() / 2);
-    let rows = tile * R * S::N..(tile + 1) * R * S::N;
-    [&mut lower[rows.clone()], &mut upper[rows]]
-}
-
-/// Plain `dS` of a tile and the slope of the soft-cap; `Z∘P` goes to `weights`.
+/// Plain `dS` of a tile and the slope of the soft-cap; `Z∘P` goes to `weights`, a row of a table per key.
 #[inline(always)]
 pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
     s: S,
     meeting: &Meeting<'_>,
     upstream: &Upstream<'_>,
     (v, tile): (Rows<'_>, usize),
-    weights: Option<[&mut [f32]; 2]>,
+    weights: Option<&mut [f32]>,
 ) -> (Tile<S, R, 2>, Option<Tile<S, R, 2>>) {
     let below = [s.load(upstream.below), s.load(&upstream.below[S::N..])];
     let minus_delta = [s.load(upstream.minus_delta), s.load(&upstream.minus_delta[S::N..])];
@@ -861,7 +888,7 @@ pub(super) fn slopes_of_tile<S: Lanes, const R: usize, V: Variant>(
         for (r, row) in p.iter().enumerate() {
             for (c, x) in row.iter().enumerate() {
                 let weight = meeting.drop::<S, V>(s, tile * R + r, c, *x);
-                s.store(&mut weights[c][r * S::N..], weight);
+                s.store(&mut weights[r * TABLE + c * S::N..], weight);
             }
         }
     }
