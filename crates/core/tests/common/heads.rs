@@ -185,10 +185,9 @@ impl Judge {
     /// Of one problem, with the rounding that it and its siblings have in a plain implementation: a sibling has the same
     /// rules, and the same rows in another order with other signs.
     pub fn new(definition: Definition, d_o: Vec<f64>, storage: Storage) -> Self {
-        let siblings = (0..siblings(definition.queries * definition.keys)).map(|seed| dealt_anew(&definition, &d_o, seed));
-        let siblings: Vec<_> = siblings.collect();
         let mut judge = Judge::alone(definition, d_o, storage);
-        for (definition, d_o) in siblings {
+        for seed in 0..siblings(judge.definition.queries * judge.definition.keys) {
+            let (definition, d_o) = dealt_anew(&judge.definition, &judge.d_o, seed);
             judge.allow(&Judge::alone(definition, d_o, storage));
         }
         judge
